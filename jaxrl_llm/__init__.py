@@ -1,0 +1,1 @@
+"""Policy-gradient reinforcement learning of language models, as pure functions."""
