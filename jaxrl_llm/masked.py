@@ -11,7 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 Axis = int | tuple[int, ...] | None
 
 
-def total(x: Float[Array, "*S"], where: Bool[Array, "*S"], axis: Axis = None, keepdims: bool = False) -> Float[Array, "..."]:
+def total(
+    x: Float[Array, "*S"], where: Bool[Array, "*S"], axis: Axis = None, keepdims: bool = False
+) -> Float[Array, "..."]:
     """Σ x over the mask."""
     return jnp.sum(jnp.where(where, x, 0), axis=axis, keepdims=keepdims)
 
@@ -21,7 +23,9 @@ def count(where: Bool[Array, "..."], axis: Axis = None, keepdims: bool = False) 
     return jnp.sum(where, axis=axis, keepdims=keepdims, dtype=jnp.int32)
 
 
-def mean(x: Float[Array, "*S"], where: Bool[Array, "*S"], axis: Axis = None, keepdims: bool = False) -> Float[Array, "..."]:
+def mean(
+    x: Float[Array, "*S"], where: Bool[Array, "*S"], axis: Axis = None, keepdims: bool = False
+) -> Float[Array, "..."]:
     """Mean of x over the mask; 0 where the mask is empty.
 
     It is taken as max + mean(x - max), so that the mean of equal numbers is that number to the last bit, and a group
@@ -35,7 +39,9 @@ def mean(x: Float[Array, "*S"], where: Bool[Array, "*S"], axis: Axis = None, kee
     return value if keepdims else jnp.squeeze(value, axis=axis if axis is not None else tuple(range(x.ndim)))
 
 
-def variance(x: Float[Array, "*S"], where: Bool[Array, "*S"], axis: Axis = None, *, ddof: int, keepdims: bool = False) -> Float[Array, "..."]:
+def variance(
+    x: Float[Array, "*S"], where: Bool[Array, "*S"], axis: Axis = None, *, ddof: int, keepdims: bool = False
+) -> Float[Array, "..."]:
     """Σ (x - mean)² / (n - ddof) over the mask; 0 where n <= ddof."""
     centred = jnp.where(where, x, 0) - jnp.where(where, mean(x, where, axis, keepdims=True), 0)
     n = count(where, axis, keepdims)
@@ -43,7 +49,9 @@ def variance(x: Float[Array, "*S"], where: Bool[Array, "*S"], axis: Axis = None,
     return jnp.where(n > ddof, squares / jnp.maximum(n - ddof, 1).astype(x.dtype), 0)
 
 
-def std(x: Float[Array, "*S"], where: Bool[Array, "*S"], axis: Axis = None, *, ddof: int, keepdims: bool = False) -> Float[Array, "..."]:
+def std(
+    x: Float[Array, "*S"], where: Bool[Array, "*S"], axis: Axis = None, *, ddof: int, keepdims: bool = False
+) -> Float[Array, "..."]:
     """Square root of `variance`, with gradient 0 (not infinite) where the variance is 0."""
     v = variance(x, where, axis, ddof=ddof, keepdims=keepdims)
     return jnp.where(v > 0, jnp.sqrt(jnp.where(v > 0, v, 1)), 0)

@@ -29,7 +29,9 @@ def stream_key(seed: int, stream: Stream) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(seed), int(stream))
 
 
-def answer_keys(key: Key[Array, ""], step: Int[Array, ""] | int, prompt_id: Int[Array, " P"], answers: int) -> Key[Array, "P G"]:
+def answer_keys(
+    key: Key[Array, ""], step: Int[Array, ""] | int, prompt_id: Int[Array, " P"], answers: int
+) -> Key[Array, "P G"]:
     """One key for each answer of a step: fold in the step, then the prompt, then the index of the answer."""
     key = jax.random.fold_in(key, step)
     by_prompt = jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_id)

@@ -49,7 +49,9 @@ def build(module: types.ModuleType, text: str, kind: str) -> Any:
         extra = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         if key not in parameters and not extra:
             raise SpecError(f"{kind}: {name} has no argument {key!r}{nearest(key, sorted(parameters))}")
-        arguments[key] = _read(value, parameters[key].annotation if key in parameters else None, f"{kind}: {name}: {key}")
+        arguments[key] = _read(
+            value, parameters[key].annotation if key in parameters else None, f"{kind}: {name}: {key}"
+        )
     try:
         return functions[name](**arguments)
     except (ValueError, TypeError, OSError) as error:

@@ -48,7 +48,7 @@ class Rollout:
     prompt_mask     [P L]   True at real tokens
     answer          [P G T] token ids, padded on the right
     acted           [P G T] True exactly where the policy chose the token: the EOS counts, padding does not
-    behaviour_logp  [P G T] nats, under the distribution actually sampled (temperature, top-k, top-p applied); 0 off `acted`
+    behaviour_logp  [P G T] nats, under the distribution sampled from (temperature, top-k, top-p applied); 0 off `acted`
     policy_logp     [P G T] nats, under the policy itself (temperature 1, not truncated); 0 off `acted`
     reward          [P G]
     components      [P G K] what the reward is made of

@@ -1,0 +1,128 @@
+"""The algebra of credit: pure transforms of rewards, composed as optax composes transforms of gradients."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
+
+from jaxrl_llm.types import Rollout
+
+State = Any
+Update = Callable[[Float[Array, "P G"], State, Rollout], tuple[Float[Array, "..."], State]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What is claimed of an estimator; tests check every field by enumeration or by law, so a false trait fails.
+
+    unbiased       "yes"; "scaled": the exact gradient times a known `scale`; "no": its direction is another one
+    scale          (P, G) -> that factor
+    uses_self      the credit of an answer depends on its own reward in a nonlinear or baseline-coupled way
+    minimum_group  smallest G that gives a signal at all
+    centred        a group whose rewards are all equal gets exactly 0
+    needs          names of `Rollout.extras` that it reads
+    f_prime        (p, G) -> expected weight on the gradient of the pass rate p, for 0/1 rewards, where it is known
+    """
+
+    unbiased: Literal["yes", "scaled", "no"]
+    scale: Callable[[int, int], float] | None = None
+    uses_self: bool = False
+    minimum_group: int = 1
+    centred: bool = False
+    needs: tuple[str, ...] = ()
+    f_prime: Callable[[float, int], float] | None = None
+
+
+class AdvantageTransform(NamedTuple):
+    """`init() -> state` and `update(advantage, state, rollout) -> (advantage, state)`, both pure.
+
+    The first transform of a chain receives the rewards [P G]. Invalid answers get 0 and influence nothing.
+    """
+
+    init: Callable[[], State]
+    update: Update
+    traits: Traits
+
+
+def stateless(fn: Callable[[Float[Array, "P G"], Rollout], Float[Array, "..."]], traits: Traits) -> AdvantageTransform:
+    """Lift `fn(advantage, rollout) -> advantage` into a transform without state."""
+    return AdvantageTransform(lambda: (), lambda advantage, state, rollout: (fn(advantage, rollout), state), traits)
+
+
+def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
+    """Apply transforms from left to right; the state is the tuple of their states."""
+
+    def update(advantage, state, rollout):
+        states = []
+        for transform, old in zip(transforms, state, strict=True):
+            advantage, new = transform.update(advantage, old, rollout)
+            states.append(new)
+        return advantage, tuple(states)
+
+    return AdvantageTransform(
+        lambda: tuple(t.init() for t in transforms), update, _chained([t.traits for t in transforms])
+    )
+
+
+def _chained(traits: list[Traits]) -> Traits:
+    """Claims that survive composition: the worst of each, and no closed form beyond a single link."""
+    if len(traits) == 1:
+        return traits[0]
+    only_scaled = [t for t in traits if t.unbiased != "yes"]
+    unbiased = (
+        "no" if any(t.unbiased == "no" for t in traits) or len(only_scaled) > 1 else "scaled" if only_scaled else "yes"
+    )
+    return Traits(
+        unbiased=unbiased,
+        scale=only_scaled[0].scale if unbiased == "scaled" else None,
+        uses_self=any(t.uses_self for t in traits),
+        minimum_group=max(t.minimum_group for t in traits),
+        centred=any(t.centred for t in traits),
+        needs=tuple(dict.fromkeys(name for t in traits for name in t.needs)),
+    )
+
+
+def per_token(transform: AdvantageTransform) -> AdvantageTransform:
+    """Give every acted token the credit of its answer: [P G] -> [P G T]. The only place where that happens."""
+
+    def update(advantage, state, rollout):
+        advantage, state = transform.update(advantage, state, rollout)
+        where = rollout.acted & rollout.valid[..., None]
+        return jnp.where(where, advantage[..., None], 0), state
+
+    return AdvantageTransform(transform.init, update, transform.traits)
+
+
+def apply(
+    transform: AdvantageTransform,
+    reward: Float[Array, "P G"],
+    valid: Bool[Array, "P G"] | None = None,
+    **extras: Shaped[Array, "..."],
+) -> Float[Array, "P G"]:
+    """One-shot use on bare rewards, with a fresh state: `apply(leave_one_out(), reward)`."""
+    return transform.update(reward, transform.init(), bare_rollout(reward, valid, **extras))[0]
+
+
+def bare_rollout(
+    reward: Float[Array, "P G"], valid: Bool[Array, "P G"] | None = None, **extras: Shaped[Array, "..."]
+) -> Rollout:
+    """A rollout of answers of one token around given rewards, for notebooks and tests."""
+    p, g = reward.shape
+    answer = (p, g, 1)
+    return Rollout(
+        prompt=jnp.zeros((p, 1), jnp.int32),
+        prompt_mask=jnp.ones((p, 1), bool),
+        answer=jnp.zeros(answer, jnp.int32),
+        acted=jnp.ones(answer, bool),
+        behaviour_logp=jnp.zeros(answer),
+        policy_logp=jnp.zeros(answer),
+        reward=reward,
+        components=reward[..., None],
+        valid=jnp.ones((p, g), bool) if valid is None else valid,
+        truncated=jnp.zeros((p, g), bool),
+        prompt_id=jnp.arange(p),
+        version=jnp.zeros((p, g), jnp.int32),
+        extras=extras,
+    )

@@ -1,0 +1,1 @@
+"""Baselines: what is subtracted from a reward."""

@@ -1,0 +1,1 @@
+"""Scales: what a centred reward is multiplied by."""

@@ -1,0 +1,26 @@
+"""Objectives: surrogate, aggregation, penalties; arrays in, arrays out."""
+
+from jaxrl_llm.losses.aggregate import Aggregate, answer_mean, answer_sum, fixed_divisor, token_mean
+from jaxrl_llm.losses.objective import Objective
+from jaxrl_llm.losses.penalties import Penalty, entropy_bonus, k1, k2, k3, kl
+from jaxrl_llm.losses.supervised import cross_entropy
+from jaxrl_llm.losses.surrogates import Surrogate, clipped, reinforce
+
+__all__ = [
+    "Aggregate",
+    "Objective",
+    "Penalty",
+    "Surrogate",
+    "answer_mean",
+    "answer_sum",
+    "clipped",
+    "cross_entropy",
+    "entropy_bonus",
+    "fixed_divisor",
+    "k1",
+    "k2",
+    "k3",
+    "kl",
+    "reinforce",
+    "token_mean",
+]
