@@ -45,7 +45,7 @@ def answer_sum() -> Aggregate:
 
 
 def fixed_divisor(*, divisor: float) -> Aggregate:
-    """w = 1 / (divisor · answers), the same for all lengths (Dr. GRPO, Liu et al., 2025: divisor = longest answer T)."""
+    """w = 1 / (divisor · answers), the same for all lengths (Dr. GRPO, Liu et al., 2025: divisor = T)."""
     if not divisor > 0:
         raise ValueError(f"divisor must be above 0, not {divisor}")
 

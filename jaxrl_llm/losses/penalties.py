@@ -1,8 +1,8 @@
 """Penalties: per-token costs beside the policy gradient, each with a coefficient and a placement.
 
-With r = log π_ref - log π on tokens drawn from π, the KL divergence from π to π_ref is estimated without bias by k1 and
-k3, and k2 has the gradient of k1's expectation (Schulman, 2020). Placed "in the loss", k1 has a gradient of expectation
-0 and k3 follows the gradient of the reverse divergence KL(π_ref‖π); k2 is the one whose gradient is that of KL(π‖π_ref).
+With r = log π_ref - log π on tokens drawn from π, k1 and k3 estimate KL(π‖π_ref) without bias, and k2 has the gradient
+of k1's expectation (Schulman, 2020). Placed "in the loss", k1 has a gradient of expectation 0, k3 follows the gradient
+of the reverse divergence KL(π_ref‖π), and k2 is the one whose gradient is that of KL(π‖π_ref).
 Placed "in the reward", the sum over the tokens of an answer is subtracted from its reward before any baseline, and
 needs no gradient.
 """
