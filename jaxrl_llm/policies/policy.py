@@ -1,0 +1,106 @@
+"""A policy: pure functions of (parameters, tokens) around the decoder.
+
+An answer is scored and sampled behind a *prefix*, the prompt without its last token: that token opens each of the G
+answers, so every answer token, the first one too, is predicted by the same step, and the prompt is computed once.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxrl_llm.policies.decoder import Decoder, DecoderConfig, Past
+from jaxrl_llm.types import pytree
+
+Params = Any
+
+
+@pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """A prompt up to its last token: keys and values [N P L-1 Hk D], which columns are real, and that last token."""
+
+    past: Past
+    mask: Bool[Array, "P L1"]
+    last: Int[Array, " P"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """The decoder of a configuration over a vocabulary. Holds no parameters."""
+
+    config: DecoderConfig
+    vocab_size: int
+
+    @property
+    def _module(self) -> Decoder:
+        return Decoder(self.config, self.vocab_size)
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters, each boxed with its logical axis names; `flax.linen.unbox` gives the plain pytree."""
+        token = jnp.zeros((1, 1, 1), jnp.int32)
+        empty = self._empty_prefix(1, 0)
+        mask = jnp.ones((1, 1, 1, 1), bool)
+        return self._module.init(key, token, token, mask, empty, jnp.zeros((1, 0), bool))["params"]
+
+    def _empty_prefix(self, prompts: int, length: int) -> Past:
+        c = self.config
+        zeros = jnp.zeros((c.layers, prompts, length, c.kv_heads, c.head_size), c.dtype)
+        return Past(key=zeros, value=zeros)
+
+    def empty_cache(self, prompts: int, answers: int, length: int) -> Past:
+        """Room for the keys and values of answers [P G T]."""
+        c = self.config
+        zeros = jnp.zeros((c.layers, prompts, answers, length, c.kv_heads, c.head_size), c.dtype)
+        return Past(key=zeros, value=zeros)
+
+    def prefill(self, params: Params, prompt: Int[Array, "P L"], mask: Bool[Array, "P L"]) -> Prefix:
+        """Run every prompt once, up to its last token."""
+        token, real = prompt[:, None, :-1], mask[:, :-1]
+        length = token.shape[-1]
+        position = jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)[:, None, :]
+        causal = jnp.tril(jnp.ones((length, length), bool))[None, None, :, :]
+        empty, nothing = self._empty_prefix(len(prompt), 0), jnp.zeros((len(prompt), 0), bool)
+        _, past = self._module.apply(
+            {"params": params}, token, position, causal & real[:, None, None, :], empty, nothing
+        )
+        past = jax.tree.map(lambda x: x[:, :, 0], past)
+        return Prefix(past=past, mask=real, last=prompt[:, -1])
+
+    def score(self, params: Params, prefix: Prefix, answer: Int[Array, "P G T"]) -> Float[Array, "P G T E"]:
+        """Hidden states that predict each answer token, all positions at once."""
+        p, g, t = answer.shape
+        first = jnp.broadcast_to(prefix.last[:, None, None], (p, g, 1))
+        token = jnp.concatenate([first, answer[..., :-1]], axis=-1)
+        causal = jnp.tril(jnp.ones((t, t), bool))[None, None, :, :]
+        position = _length(prefix)[:, None, None] + jnp.arange(t)[None, None, :]
+        hidden, _ = self._module.apply({"params": params}, token, position, causal, prefix.past, prefix.mask)
+        return hidden
+
+    def step(
+        self, params: Params, prefix: Prefix, cache: Past, token: Int[Array, "P G"], column: Int[Array, ""]
+    ) -> tuple[Float[Array, "P G V"], Past]:
+        """Logits of the token after `token`, which stands in `column` of the answers; and the grown cache."""
+        length = cache.key.shape[3]
+        seen = (jnp.arange(length) <= column)[None, None, None, :]
+        position = (_length(prefix) + column)[:, None, None]
+        hidden, cache = self._module.apply(
+            {"params": params}, token[..., None], position, seen, prefix.past, prefix.mask, cache, column
+        )
+        return self.logits(params, hidden)[:, :, 0], cache
+
+    def logits(self, params: Params, hidden: Float[Array, "P G S E"]) -> Float[Array, "P G S V"]:
+        """Logits of hidden states, float32."""
+        return self._module.apply({"params": params}, hidden, method=Decoder.logits)
+
+    def parameter_count(self) -> int:
+        """Number of parameters."""
+        shapes = nn.unbox(jax.eval_shape(self.init, jax.random.key(0)))
+        return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def _length(prefix: Prefix) -> Int[Array, " P"]:
+    return jnp.sum(prefix.mask, axis=-1)

@@ -1,0 +1,103 @@
+"""Meshes, where every array lives, and the way between host and device. The only file that knows devices.
+
+`pjit` today is `jax.jit` with `NamedSharding`: arrays are global, so a mean over a sharded axis is already the global
+mean and no numeric code knows of a mesh.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis of a parameter -> mesh axis that cuts it.
+RULES = {
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshShape:
+    """Devices along each axis; one of them may be -1: whatever is left."""
+
+    data: int = 1  # copies of the model, each with its share of the prompts
+    fsdp: int = -1  # shards of parameters and of prompts
+    tensor: int = 1  # shards of heads and hidden units
+
+    def __post_init__(self):
+        sizes = [getattr(self, axis) for axis in AXES]
+        if any(size == 0 or size < -1 for size in sizes):
+            raise ValueError(f"mesh axes must be 1 or more, or -1 for the rest, not {sizes}")
+        if sizes.count(-1) > 1:
+            raise ValueError(f"at most one mesh axis may be -1, not {sizes}")
+
+
+def make_mesh(shape: MeshShape, devices: list | None = None) -> Mesh:
+    """Arrange the devices (all of them by default). Raises ValueError where the sizes do not multiply to their number."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(shape, axis) for axis in AXES]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if -1 in sizes or int(np.prod(sizes)) != len(devices):
+        wanted = "x".join(str(size) for size in sizes)
+        raise ValueError(f"mesh {wanted} (data x fsdp x tensor) does not fit {len(devices)} devices")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def prompt_shards(mesh: Mesh) -> int:
+    """Into how many parts the prompts of a batch are cut; prompts_per_step must be a multiple."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def by_prompt(mesh: Mesh) -> NamedSharding:
+    """Arrays whose first axis is P."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Arrays that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(mesh: Mesh, make: Callable[..., Any], *args: Any) -> Any:
+    """Shardings of the (boxed) tree that `make(*args)` would build, by the logical names of its leaves.
+
+    A dimension that its mesh axis does not divide stays whole: a vocabulary of 17 is not worth an error.
+    """
+    boxed = jax.eval_shape(make, *args)
+
+    def sharding(leaf):
+        names = leaf.names if isinstance(leaf, nn.Partitioned) else ()
+        shape = leaf.value.shape if isinstance(leaf, nn.Partitioned) else leaf.shape
+        axes = [RULES.get(name) for name in names]
+        fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=False)]
+        return NamedSharding(mesh, PartitionSpec(*fits))
+
+    return jax.tree.map(sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+
+
+def born_sharded(mesh: Mesh, make: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
+    """Build a tree on the mesh, every leaf in its place from the start; return it unboxed, with its shardings."""
+    shardings = state_shardings(mesh, make, *args)
+    build = jax.jit(lambda *xs: nn.unbox(make(*xs)), out_shardings=shardings)
+    return build(*args), shardings
+
+
+def place(tree: Any, sharding: Any) -> Any:
+    """Host or device arrays to the devices of a sharding."""
+    return jax.device_put(tree, sharding)
+
+
+def fetch(tree: Any) -> Any:
+    """Device arrays to the host, as numpy; waits until they are computed."""
+    return jax.device_get(tree)
