@@ -1,0 +1,8 @@
+"""Prompts and graders. Each public function builds a task, and is what the command line names."""
+
+from jaxrl_llm.tasks.addition import addition
+from jaxrl_llm.tasks.countdown import countdown
+from jaxrl_llm.tasks.digit_sort import digit_sort
+from jaxrl_llm.tasks.modular_chain import modular_chain
+
+__all__ = ["addition", "countdown", "digit_sort", "modular_chain"]
