@@ -1,6 +1,7 @@
 """One jitted, donated learning step: reference, credit, then one or more updates on the whole batch."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ SITES = ("reward", "log-probability", "gradient", "parameter")  # where a non-fi
 @pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """All that learning changes. `skipped` counts updates thrown away for a non-finite value, `streak` those in a row."""
+    """All that learning changes. `skipped` counts updates refused for a non-finite value, `streak` those in a row."""
 
     step: Int[Array, ""]
     params: Params
@@ -38,6 +39,9 @@ class Learner:
     advantage: AdvantageTransform
     objective: Objective
     optimizer: optax.GradientTransformation
+    learning_rate: Callable[
+        [Int[Array, ""]], Float[Array, ""] | float
+    ]  # of the optimizer, by updates done; only logged
     accumulation: int = 1  # micro-batches an update is cut into; changes memory, never a number
     epochs: int = 1  # updates on each rollout
 
@@ -77,8 +81,10 @@ class Learner:
         # A batch that was refused leaves no trace in the estimator's state either.
         kept = jax.tree.map(lambda new, old: jnp.where(moved.streak > 0, old, new), credit, state.credit)
         moved = dataclasses.replace(moved, step=state.step + 1, credit=kept)
+        updates = state.step * self.epochs - state.skipped
         metrics = _over_epochs(per_epoch) | rollout_metrics(rollout, shaped, advantage)
         metrics |= {"nonfinite/skipped": moved.skipped, "nonfinite/streak": moved.streak}
+        metrics |= {"learning_rate": jnp.asarray(self.learning_rate(updates))}
         if reference is None:
             del metrics["kl"]
         return moved, metrics, masked.mean(advantage, where, axis=-1)
@@ -90,12 +96,14 @@ class Learner:
         params = optax.apply_updates(state.params, updates)
         rollout, where = batch[0], batch[1]
         norm = optax.tree.norm(grads)
-        healthy = jnp.stack([
-            jnp.all(jnp.isfinite(jnp.where(rollout.valid, rollout.reward, 0))),
-            jnp.isfinite(sums["loss"]) & jnp.all(jnp.isfinite(jnp.where(where, rollout.behaviour_logp, 0))),
-            jnp.isfinite(norm),
-            _all_finite((params, moments)),
-        ])
+        healthy = jnp.stack(
+            [
+                jnp.all(jnp.isfinite(jnp.where(rollout.valid, rollout.reward, 0))),
+                jnp.isfinite(sums["loss"]) & jnp.all(jnp.isfinite(jnp.where(where, rollout.behaviour_logp, 0))),
+                jnp.isfinite(norm),
+                _all_finite((params, moments)),
+            ]
+        )
         ok = jnp.all(healthy)
         params, moments = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old), (params, moments), (state.params, state.moments)
@@ -163,9 +171,11 @@ class Learner:
 def _over_epochs(metrics: dict[str, Array]) -> dict[str, Array]:
     """Means over the updates of a rollout; the sampler's gap is that of the first, before anything has moved."""
     first = {name: x[0] for name, x in metrics.items() if name.startswith("sampling/")}
-    return {name: jnp.mean(x, axis=0) for name, x in metrics.items()} | first | {
-        "nonfinite/site": jnp.max(metrics["nonfinite/site"])
-    }
+    return (
+        {name: jnp.mean(x, axis=0) for name, x in metrics.items()}
+        | first
+        | {"nonfinite/site": jnp.max(metrics["nonfinite/site"])}
+    )
 
 
 def _all_finite(tree: Any) -> Bool[Array, ""]:
@@ -180,12 +190,16 @@ def _tokens(rollout: Rollout) -> tuple[Array, Array, Array, Array]:
 def rollout_metrics(
     rollout: Rollout, shaped: Float[Array, "P G"], advantage: Float[Array, "P G T"]
 ) -> dict[str, Float[Array, ""]]:
-    """What can be read off graded answers. Means are over valid answers; a group of one or none has no signal."""
+    """What can be read off graded answers. Means are over valid answers; a group of one or none has no signal.
+
+    `num_tokens` is the count of this step, and `reward/component` is one number a component [K].
+    """
     valid = rollout.valid
     where = rollout.acted & valid[..., None]
     length = masked.count(rollout.acted, axis=-1).astype(jnp.float32)
     spread = masked.std(shaped, valid, axis=-1, ddof=0)
     share = valid.astype(jnp.float32)
+    graded = jnp.broadcast_to(valid[..., None], rollout.components.shape)
     return {
         "reward/mean": masked.mean(rollout.reward, valid),
         "reward/std": masked.std(rollout.reward, valid, ddof=1),
@@ -197,4 +211,6 @@ def rollout_metrics(
         "completions/max_length": jnp.max(length, where=valid, initial=0),
         "completions/clipped_ratio": masked.mean(rollout.truncated.astype(jnp.float32), valid),
         "invalid_ratio": 1 - jnp.mean(share),
+        "reward/component": masked.mean(rollout.components, graded, axis=(0, 1)),
+        "num_tokens": masked.count(rollout.acted),
     }

@@ -42,7 +42,7 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape, devices: list | None = None) -> Mesh:
-    """Arrange the devices (all of them by default). Raises ValueError where the sizes do not multiply to their number."""
+    """Arrange the devices (default: all). Raises ValueError where the sizes do not multiply to their number."""
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(shape, axis) for axis in AXES]
     known = int(np.prod([size for size in sizes if size != -1]))
@@ -80,7 +80,9 @@ def state_shardings(mesh: Mesh, make: Callable[..., Any], *args: Any) -> Any:
         names = leaf.names if isinstance(leaf, nn.Partitioned) else ()
         shape = leaf.value.shape if isinstance(leaf, nn.Partitioned) else leaf.shape
         axes = [RULES.get(name) for name in names]
-        fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=False)]
+        fits = [
+            axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=False)
+        ]
         return NamedSharding(mesh, PartitionSpec(*fits))
 
     return jax.tree.map(sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
@@ -101,3 +103,9 @@ def place(tree: Any, sharding: Any) -> Any:
 def fetch(tree: Any) -> Any:
     """Device arrays to the host, as numpy; waits until they are computed."""
     return jax.device_get(tree)
+
+
+def must_block(mesh: Mesh) -> bool:
+    """Whether every program must be waited for: several CPU "devices" of one process deadlock in their all-reduce
+    when two programs are in flight."""
+    return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"

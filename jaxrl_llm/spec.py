@@ -70,3 +70,12 @@ def _read(value: str, annotation: Any, where: str) -> Any:
     if annotation in (str, None) or annotation == str | None:
         return value
     raise SpecError(f"{where} takes {getattr(annotation, '__name__', annotation)}, not {value!r}")
+
+
+def signature(name: str, function: Any) -> str:
+    """How a function is spelled, with its defaults: `addition,digits=2,terms=2`."""
+    parameters = inspect.signature(function).parameters.values()
+    needed = "".join(
+        f":{p.name.upper()}" for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    )
+    return ",".join([name + needed, *(f"{p.name}={p.default}" for p in parameters if p.default is not p.empty)])

@@ -1,0 +1,129 @@
+"""The command line: `jaxrl-llm train|eval|sample|report`. Every field of `Config` is a flag of `train`."""
+
+import pathlib
+import sys
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxrl_llm import recipes, schedules, spec, tasks
+from jaxrl_llm.config import Config
+
+
+def train(
+    config: Annotated[Config, tyro.conf.arg(name="")],
+    out: pathlib.Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Warm a policy up, train it by policy gradient, and leave a folder with everything that happened.
+
+    Args:
+        config: The run.
+        out: Folder of the run; default: runs/TASK-RECIPE-seedN.
+        resume: Go on from the newest checkpoint in that folder; the numbers are those of a run that never stopped.
+        quiet: Show only the table at the end.
+    """
+    from jaxrl_llm.train import train as run
+
+    result = run(config, out, resume=resume, quiet=quiet)
+    print(f"\n{result.folder}/report.html shows the curves and answers of this run.")
+
+
+def evaluate(
+    run: tyro.conf.Positional[pathlib.Path],
+    step: int | None = None,
+    split: Literal["heldout", "train"] = "heldout",
+    problems: int = 512,
+    samples: int = 16,
+    seed: int = 0,
+) -> None:
+    """Evaluate a checkpoint of a run: greedy accuracy, unbiased pass@k, majority vote, best constant answer.
+
+    Args:
+        run: Folder of the run.
+        step: Which checkpoint; default: the newest.
+        split: Which problems.
+        problems: How many of them, at most.
+        samples: Answers sampled per problem, for pass@k and majority vote.
+        seed: Of the sampled answers.
+    """
+    from jaxrl_llm.inspect_run import evaluate_run
+
+    evaluate_run(run, step=step, split=split, problems=problems, samples=samples, seed=seed)
+
+
+def sample(
+    run: tyro.conf.Positional[pathlib.Path],
+    prompts: tyro.conf.Positional[tuple[str, ...]] = (),
+    step: int | None = None,
+    answers: int = 4,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Print sampled answers of a checkpoint, to given prompts or to a few held-out problems.
+
+    Args:
+        run: Folder of the run.
+        prompts: Prompts in the task's own form; default: the first held-out problems, with their rewards.
+        step: Which checkpoint; default: the newest.
+        answers: Answers per prompt.
+        temperature: Of sampling; 0: the likeliest token every time.
+        top_k: Sample from this many likeliest tokens; 0: all.
+        top_p: Sample from the fewest likeliest tokens with this probability; 1: all.
+        seed: Of the sampled answers.
+    """
+    from jaxrl_llm.inspect_run import sample_run
+    from jaxrl_llm.rollouts import SamplingRules
+
+    rules = SamplingRules(temperature=temperature, top_k=top_k, top_p=top_p)
+    sample_run(run, list(prompts), step=step, answers=answers, rules=rules, seed=seed)
+
+
+def report(runs: tyro.conf.Positional[tuple[pathlib.Path, ...]], out: pathlib.Path | None = None) -> None:
+    """Build report.html anew, and overlay several runs.
+
+    Args:
+        runs: Folders of runs.
+        out: The file to write; default: report.html in the folder of a single run, ./report.html for several.
+    """
+    from jaxrl_llm.metrics import RunError
+    from jaxrl_llm.report import write_report
+
+    if not runs:
+        raise RunError("name at least one run folder")
+    target = out or (runs[0] / "report.html" if len(runs) == 1 else pathlib.Path("report.html"))
+    write_report(list(runs), target)
+    print(target)
+
+
+def choices() -> str:
+    """The names that --task, --recipe and --schedule take, with the first line of what each is."""
+    parts = []
+    for flag, module in (("task", tasks), ("recipe", recipes), ("schedule", schedules)):
+        parts.append(f"--{flag} NAME[,KEY=VALUE...]")
+        for name, function in spec.public_functions(module).items():
+            parts.append(
+                f"  {spec.signature(name, function)}\n      {(function.__doc__ or '').strip().splitlines()[0]}"
+            )
+    return "\n".join(parts)
+
+
+COMMANDS = {"train": train, "eval": evaluate, "sample": sample, "report": report}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit status: 0 done, 1 the run failed, 2 the request was wrong, 130 stopped on request."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="jaxrl-llm",
+            description="Policy-gradient reinforcement learning of language models.\n\n" + choices(),
+            args=arguments,
+        )
+    except (ValueError, OSError) as error:
+        print(f"jaxrl-llm: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,165 @@
+"""One run as one value, checked before anything is compiled."""
+
+import dataclasses
+import math
+from typing import Annotated, Any, TypeVar
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from jaxrl_llm import recipes, schedules, spec, tasks
+from jaxrl_llm.policies import DecoderConfig
+from jaxrl_llm.rollouts import SamplingRules
+from jaxrl_llm.sharding import MeshShape
+from jaxrl_llm.types import Task
+
+
+class ConfigError(ValueError):
+    """A field, or a combination of fields, that cannot be run; the message names it and the nearest valid choice."""
+
+
+T = TypeVar("T")
+
+# On the command line such a field is text; `Config` looks it up once the cheap checks have passed.
+Spelled = Annotated[
+    T | str,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME[,KEY=VALUE...]",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [value if isinstance(value, str) else value.spec],
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """Supervised warm-up on the task's own solutions, until the policy is right part of the time."""
+
+    accuracy: float = 0.4  # stop once this fraction of held-out problems is solved greedily
+    max_steps: int = 2000  # stop here at the latest; 0: no warm-up
+    check_every: int = 10  # steps between two looks at the accuracy
+    batch: int = 128  # solutions per step
+    learning_rate: float = 1e-3  # of Adam, constant
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. A field that chooses behaviour holds the function that behaves, or its spelling on the command line."""
+
+    task: Spelled[Task] = "addition"  # what is asked and how answers are graded: NAME[,KEY=VALUE...]
+    recipe: Spelled[recipes.Recipe] = "rloo"  # the method: NAME[,KEY=VALUE...]
+    seed: int = 0  # of all randomness; same seed, same machine: same numbers
+    steps: int = 200  # RL steps
+    prompts_per_step: int = 64  # P
+    answers_per_prompt: int = 8  # G, 2 or more for a group baseline
+    learning_rate: float = 3e-4  # peak, of Adam
+    schedule: Spelled[schedules.Schedule] = "constant"  # learning rate over updates: NAME[,warmup=N]
+    max_grad_norm: float = 1.0  # gradients are scaled down to this Euclidean norm; 0: never
+    weight_decay: float = 0.0  # decoupled, of AdamW
+    epochs: int = 1  # updates on each rollout; from the second on the policy has left the sampled one
+    accumulation: int = 1  # micro-batches per update: less memory, the same numbers
+    temperature: float = 1.0  # of sampling, above 0
+    top_k: int = 0  # sample from this many likeliest tokens; 0: all
+    top_p: float = 1.0  # sample from the fewest likeliest tokens with this probability; 1: all
+    measure_kl: bool = True  # log the KL to the policy before RL: one more forward pass a step
+    max_nonfinite: int = 5  # stop after so many refused (non-finite) updates in a row
+    eval_every: int = 10  # steps between held-out evaluations
+    eval_problems: int = 512  # held-out problems evaluated, at most
+    eval_samples: int = 8  # answers sampled per held-out problem, for pass@k and majority vote
+    checkpoint_every: int = 25  # steps between checkpoints
+    keep_checkpoints: int = 2  # newest ones kept
+    samples_every: int = 20  # steps between tables of sampled answers
+    warmup: WarmUp = dataclasses.field(default_factory=WarmUp)
+    model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
+
+    def __post_init__(self):
+        # Cheap checks first: a task may take seconds to build.
+        self._check_numbers()
+        for name, module, cls in (("recipe", recipes, recipes.Recipe), ("schedule", schedules, schedules.Schedule)):
+            self._resolve(name, module)
+            if not isinstance(getattr(self, name), cls):
+                raise ConfigError(f"{name} must be a {cls.__name__} or its name, not {getattr(self, name)!r}")
+        least = self.recipe.advantage.traits.minimum_group
+        if self.answers_per_prompt < least:
+            raise ConfigError(
+                f"answers_per_prompt={self.answers_per_prompt}: recipe {self.recipe.spec.split(',')[0]} compares the "
+                f"answers of a group and needs at least {least}"
+            )
+        self._resolve("task", tasks)
+        self._check_task()
+
+    def _resolve(self, name: str, module: Any) -> None:
+        if isinstance(getattr(self, name), str):
+            object.__setattr__(self, name, spec.build(module, getattr(self, name), name))
+
+    @property
+    def sampling(self) -> SamplingRules:
+        """How rollouts are sampled."""
+        return SamplingRules(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+    def _check_numbers(self) -> None:
+        at_least(
+            self,
+            **{"prompts_per_step": 1, "answers_per_prompt": 1, "steps": 1, "epochs": 1, "accumulation": 1},
+            **{"max_nonfinite": 1, "eval_every": 1, "eval_problems": 1, "eval_samples": 1, "checkpoint_every": 1},
+            **{"keep_checkpoints": 1, "samples_every": 1, "max_grad_norm": 0, "weight_decay": 0},
+        )
+        at_least(self.warmup, prefix="warmup.", max_steps=0, check_every=1, batch=1)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed must be an integer from 0 to 2**31 - 1, not {self.seed!r}")
+        for name, rate in (("learning_rate", self.learning_rate), ("warmup.learning_rate", self.warmup.learning_rate)):
+            if not (math.isfinite(rate) and rate > 0):
+                raise ConfigError(f"{name} must be a finite number above 0, not {rate}")
+        if not 0 < self.warmup.accuracy <= 1:
+            raise ConfigError(f"warmup.accuracy must be above 0 and at most 1, not {self.warmup.accuracy}")
+        if not self.temperature > 0:
+            raise ConfigError(
+                f"temperature must be above 0, not {self.temperature}: greedy answers of a group are equal"
+            )
+        try:
+            SamplingRules(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if self.prompts_per_step % self.accumulation:
+            divisors = [n for n in range(1, self.prompts_per_step + 1) if self.prompts_per_step % n == 0]
+            best = min(divisors, key=lambda n: abs(n - self.accumulation))
+            raise ConfigError(
+                f"accumulation={self.accumulation} must divide prompts_per_step={self.prompts_per_step}: nearest {best}"
+            )
+
+    def _check_task(self) -> None:
+        rows = len(self.task.train.prompt)
+        for name, needed in (("prompts_per_step", self.prompts_per_step), ("warmup.batch", self.warmup.batch)):
+            if needed > rows and not (name == "warmup.batch" and self.warmup.max_steps == 0):
+                raise ConfigError(
+                    f"{name}={needed}, but task {self.task.spec} has {rows} training problems; at most {rows}"
+                )
+        if self.warmup.max_steps and not bool(self.task.train.solution_mask.any()):
+            raise ConfigError(f"task {self.task.spec} knows no solutions to imitate: set warmup.max_steps to 0")
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved configuration, in plain types."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        spelled = {name: values[name].spec for name in ("task", "recipe", "schedule")}
+        nested = {name: dataclasses.asdict(values[name]) for name in ("warmup", "model", "mesh")}
+        return values | spelled | nested
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Config":
+        """The inverse of `to_json`. Raises ConfigError for a field that does not exist, SpecError for a lost name."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"there is no field {name!r}{spec.nearest(name, sorted(known))}")
+        nested = {"warmup": WarmUp, "model": DecoderConfig, "mesh": MeshShape}
+        return cls(**{name: nested[name](**value) if name in nested else value for name, value in values.items()})
+
+
+def at_least(holder: Any, *, prefix: str = "", **smallest: int) -> None:
+    """Refuse fields below their smallest value."""
+    for name, least in smallest.items():
+        value = getattr(holder, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least or math.isinf(value):
+            raise ConfigError(f"{prefix}{name} must be {least} or more, not {value!r}")

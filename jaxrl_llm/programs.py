@@ -1,0 +1,185 @@
+"""The compiled programs of a run, built from its configuration: sample, grade, learn, imitate."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxrl_llm import random
+from jaxrl_llm.advantages import no_baseline, per_token
+from jaxrl_llm.checkpoint import abstract
+from jaxrl_llm.config import Config, ConfigError
+from jaxrl_llm.learner import Learner, TrainState
+from jaxrl_llm.losses import Objective, cross_entropy, token_mean
+from jaxrl_llm.policies import Params, Policy
+from jaxrl_llm.random import Stream
+from jaxrl_llm.rollouts import Stopping, generate
+from jaxrl_llm.sharding import born_sharded, by_prompt, fetch, make_mesh, place, prompt_shards, replicated
+from jaxrl_llm.sharding import state_shardings as shardings_of
+from jaxrl_llm.types import Grade, Problems, Rollout
+
+
+def build_optimizer(config: Config, schedule: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """AdamW behind a bound on the global norm of the gradient."""
+    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
+    return optax.chain(clip, optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=config.weight_decay))
+
+
+class Programs:
+    """Everything of a run that is compiled, each part once. Holds no state of training."""
+
+    def __init__(self, config: Config, devices: list | None = None):
+        self.config, self.task = config, config.task
+        self.mesh = make_mesh(config.mesh, devices)
+        check_batches(config, prompt_shards(self.mesh))
+        self.policy = Policy(config.model, self.task.tokenizer.vocab_size)
+        self.problems = place(self.task.train, replicated(self.mesh))
+        learning_rate = config.schedule.build(config.learning_rate, config.steps * config.epochs)
+        self.learner = Learner(
+            policy=self.policy,
+            advantage=config.recipe.advantage,
+            objective=config.recipe.objective,
+            optimizer=build_optimizer(config, learning_rate),
+            learning_rate=learning_rate,
+            accumulation=config.accumulation,
+            epochs=config.epochs,
+        )
+        self.imitator = Learner(
+            policy=self.policy,
+            advantage=per_token(no_baseline()),
+            objective=Objective(surrogate=cross_entropy, aggregate=token_mean()),
+            optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.warmup.learning_rate)),
+            learning_rate=lambda updates: config.warmup.learning_rate,
+        )
+        whole, split = replicated(self.mesh), by_prompt(self.mesh)
+        self._sample = jax.jit(self._sample_step, out_shardings=(split, split))
+        self._grade = jax.jit(self._grade_step, out_shardings=split)
+        self._learn = jax.jit(
+            self.learner.learn, donate_argnums=0, out_shardings=(self._shardings(self.learner), whole, split)
+        )
+        self._imitate = jax.jit(
+            self._imitate_step, donate_argnums=0, out_shardings=(self._shardings(self.imitator), whole)
+        )
+
+    def _make(self, learner: Learner) -> Callable[[Array], TrainState]:
+        return lambda key: learner.init(self.policy.init(key))
+
+    def _key(self, stream: Stream) -> Array:
+        return random.stream_key(self.config.seed, stream)
+
+    def _shardings(self, learner: Learner) -> TrainState:
+        return shardings_of(self.mesh, self._make(learner), self._key(Stream.PARAMETERS))
+
+    def fresh_params(self) -> Params:
+        """Parameters at the start of the run, born sharded."""
+        return born_sharded(self.mesh, self.policy.init, self._key(Stream.PARAMETERS))[0]
+
+    def start(self, learner: Learner, params: Params) -> TrainState:
+        """State of step 0 around given parameters."""
+        return jax.jit(learner.init, out_shardings=self._shardings(learner))(params)
+
+    def state_like(self) -> TrainState:
+        """Shapes and shardings of the RL state, for restoring."""
+        params = jax.eval_shape(self.fresh_params)
+        return abstract(jax.eval_shape(self.learner.init, params), self._shardings(self.learner))
+
+    def sample(self, params: Params, step: int) -> Rollout:
+        """Answers to the prompts of a step (from 1), and their grades."""
+        rollout, truth = self._sample(params, self.problems, jnp.int32(step))
+        return self.grade(rollout, truth)
+
+    def grade(self, rollout: Rollout, truth: Any) -> Rollout:
+        """Fill in the reward: on the device, or on the host for a task that grades text."""
+        if self.task.on_device:
+            return self._grade(rollout, truth)
+        answer, acted, truth = fetch((rollout.answer, rollout.acted, truth))
+        grade = place(self.task.grade(answer, acted, truth), by_prompt(self.mesh))
+        return with_grade(rollout, grade)
+
+    def learn(self, state: TrainState, reference: Params | None, rollout: Rollout) -> tuple[TrainState, dict, Array]:
+        """One RL step; the state that goes in is used up."""
+        return self._learn(state, reference, rollout)
+
+    def imitate(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
+        """One step of supervised warm-up; the state that goes in is used up."""
+        return self._imitate(state, self.problems, jnp.int32(step))
+
+    def _sample_step(self, params: Params, problems: Problems, step: Int[Array, ""]) -> tuple[Rollout, Any]:
+        c, task = self.config, self.task
+        rows = random.epoch_rows(self._key(Stream.ORDER), step - 1, c.prompts_per_step, len(problems.prompt))
+        rows = jax.lax.with_sharding_constraint(rows, by_prompt(self.mesh))
+        chosen = jax.tree.map(lambda x: x[rows], problems)
+        keys = random.answer_keys(self._key(Stream.ROLLOUT), step, rows, c.answers_per_prompt)
+        stopping = Stopping(eos=task.tokenizer.eos, pad=task.tokenizer.pad, length=task.answer_length)
+        out = generate(self.policy, params, chosen.prompt, chosen.prompt_mask, keys, c.sampling, stopping)
+        shape = keys.shape
+        rollout = Rollout(
+            prompt=chosen.prompt,
+            prompt_mask=chosen.prompt_mask,
+            answer=out.answer,
+            acted=out.acted,
+            behaviour_logp=out.behaviour_logp,
+            policy_logp=out.policy_logp,
+            reward=jnp.zeros(shape, jnp.float32),
+            components=jnp.zeros((*shape, len(task.component_names)), jnp.float32),
+            valid=jnp.ones(shape, bool),
+            truncated=out.truncated,
+            prompt_id=rows,
+            version=jnp.full(shape, step - 1),
+        )
+        return rollout, chosen.truth
+
+    def _grade_step(self, rollout: Rollout, truth: Any) -> Rollout:
+        return with_grade(rollout, self.task.grade(rollout.answer, rollout.acted, truth))
+
+    def _imitate_step(
+        self, state: TrainState, problems: Problems, step: Int[Array, ""]
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        rows = random.epoch_rows(self._key(Stream.WARMUP), step - 1, self.config.warmup.batch, len(problems.prompt))
+        chosen = jax.tree.map(lambda x: x[rows], problems)
+        new, metrics, _ = self.imitator.learn(state, None, demonstration(chosen, rows))
+        return new, {"loss": metrics["loss"], "entropy": metrics["entropy"], "nonfinite/streak": new.streak}
+
+
+def with_grade(rollout: Rollout, grade: Grade) -> Rollout:
+    """The rollout with its reward, components and validity filled in."""
+    return dataclasses.replace(rollout, reward=grade.reward, components=grade.components, valid=grade.valid)
+
+
+def demonstration(problems: Problems, rows: Int[Array, " P"]) -> Rollout:
+    """Solutions as if they had been answers, one a prompt, with reward 1: imitation is a rollout like any other."""
+    answer, acted = problems.solution[:, None, :], problems.solution_mask[:, None, :]
+    one = jnp.ones(answer.shape[:2], jnp.float32)
+    silent = jnp.zeros(answer.shape, jnp.float32)
+    return Rollout(
+        prompt=problems.prompt,
+        prompt_mask=problems.prompt_mask,
+        answer=answer,
+        acted=acted,
+        behaviour_logp=silent,
+        policy_logp=silent,
+        reward=one,
+        components=one[..., None],
+        valid=jnp.any(acted, axis=-1),
+        truncated=jnp.zeros(one.shape, bool),
+        prompt_id=rows,
+        version=jnp.zeros(one.shape, jnp.int32),
+    )
+
+
+def check_batches(config: Config, shards: int) -> None:
+    """Refuse batches that the devices cannot share evenly."""
+    for name, size in (("prompts_per_step", config.prompts_per_step), ("warmup.batch", config.warmup.batch)):
+        if size % shards:
+            nearest = max(shards, round(size / shards) * shards)
+            raise ConfigError(f"{name}={size} must be a multiple of data x fsdp = {shards}: nearest {nearest}")
+    if (config.prompts_per_step // config.accumulation) % shards:
+        each = config.prompts_per_step // shards
+        most = max(n for n in range(1, each + 1) if each % n == 0 and n <= config.accumulation)
+        raise ConfigError(
+            f"accumulation={config.accumulation} leaves some of the {shards} shards without a prompt: nearest {most}"
+        )

@@ -1,0 +1,102 @@
+"""The folder of a run: where it is, what is written into it and read back, and how a run is stopped."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from jaxrl_llm.config import Config
+from jaxrl_llm.metrics import RunError, run_folder
+
+
+def default_folder(config: Config) -> pathlib.Path:
+    """runs/TASK-RECIPE-seedN."""
+    words = [config.task.spec.split(",")[0], config.recipe.spec.split(",")[0], f"seed{config.seed}"]
+    return pathlib.Path("runs") / re.sub(r"[^\w.-]+", "_", "-".join(words))
+
+
+def open_folder(config: Config, out: str | os.PathLike[str] | None, resume: bool) -> pathlib.Path:
+    """Make the folder of a new run, or check that of a run to resume, and write config.json.
+
+    Raises RunError: a new run in a folder that holds one; a resumed run whose folder holds none, or another
+    configuration (the first field that differs is named). Nothing is lost either way.
+    """
+    folder = default_folder(config) if out is None else pathlib.Path(out)
+    path = folder / "config.json"
+    ours = json.loads(json.dumps(config.to_json()))
+    if not resume:
+        if path.exists():
+            raise RunError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
+        write_json(path, ours | {"versions": versions})
+        return folder
+    theirs = read_config(folder)
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            raise RunError(
+                f"{folder} was run with {name}={theirs.get(name)!r}, not {value!r}: resume it as it was begun"
+            )
+    return folder
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields in config.json. Raises RunError where there is no run or the file is damaged."""
+    path = run_folder(folder) / "config.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields.pop("versions", None)
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    return fields
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def read_summary(folder: pathlib.Path) -> dict[str, Any]:
+    """summary.json, or {} before it is written."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+class Stop:
+    """Whether someone asked the run to end after this step: `requested` is the name of the signal."""
+
+    requested: str | None = None
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a request; the second one acts as it always did.
+
+    Outside the main thread signals cannot be caught, and are not.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number, _):
+        stop.requested = signal.Signals(number).name
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

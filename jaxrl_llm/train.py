@@ -1,0 +1,240 @@
+"""The loop: sample, grade, credit, update, log one step late."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jaxrl_llm.checkpoint import Checkpoints
+from jaxrl_llm.config import Config
+from jaxrl_llm.display import Progress, before_after_table
+from jaxrl_llm.evaluate import Evaluator, best_constant
+from jaxrl_llm.learner import SITES, TrainState
+from jaxrl_llm.metrics import MetricsLog, read_metrics
+from jaxrl_llm.policies import Params
+from jaxrl_llm.programs import Programs
+from jaxrl_llm.report import write_report
+from jaxrl_llm.runs import open_folder, read_summary, stoppable, write_json
+from jaxrl_llm.sharding import fetch, must_block
+from jaxrl_llm.tokenizers import decode_answers
+from jaxrl_llm.types import Rollout
+from jaxrl_llm.warmup import warm_up
+
+SAMPLED_PROMPTS = 4  # prompts whose answers are shown in the table of samples
+
+
+class NonFiniteError(RuntimeError):
+    """So many updates in a row were refused that the run cannot go on."""
+
+
+class StoppedError(RuntimeError):
+    """The run was asked to stop, and has saved what it needs to go on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished run: its folder, final parameters, and held-out figures before and after RL."""
+
+    folder: pathlib.Path
+    params: Params
+    before: dict[str, float]
+    after: dict[str, float]
+    constant_accuracy: float | None
+
+
+def train(
+    config: Config,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    console: Console | None = None,
+) -> Result:
+    """Run a configuration from warm-up to report; everything stands in the folder `out` (default: runs/...).
+
+    With `resume` the run in that folder goes on from its newest checkpoint and ends in the same numbers as if it had
+    never stopped. SIGINT and SIGTERM end the run after the step, with a checkpoint.
+
+    Raises ConfigError or RunError before anything is compiled, NonFiniteError after `max_nonfinite` refused updates in
+    a row (the site named, the parameters of the last good update saved), StoppedError when asked to stop.
+    """
+    programs = Programs(config)
+    folder = open_folder(config, out, resume)
+    evaluator = Evaluator(
+        programs.policy, config.task, programs.mesh, config.seed, config.eval_problems, config.eval_samples
+    )
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.keep_checkpoints))
+        reference_store = stack.enter_context(Checkpoints(folder / "reference", 1))
+        start = checkpoints.latest() if resume else None
+        stop = stack.enter_context(stoppable())
+        progress = stack.enter_context(
+            Progress(
+                config.steps,
+                warmup_steps=0 if start is not None else config.warmup.max_steps,
+                resume_from=start or 0,
+                quiet=quiet,
+                console=console,
+            )
+        )
+        log = stack.enter_context(MetricsLog(folder, (start or 0) if resume else None))
+        if start is None:
+            state, reference, summary = _begin(programs, evaluator, progress, stop)
+            reference_store.save(0, reference)
+            reference_store.wait()
+            write_json(folder / "summary.json", summary)
+            checkpoints.save(0, state)
+        else:
+            state = checkpoints.restore(programs.state_like())
+            reference = reference_store.restore(programs.state_like().params)
+            summary = read_summary(folder)
+        journal = _Journal(programs, log, progress, _tokens_so_far(folder))
+        state = _loop(programs, evaluator, checkpoints, journal, stop, state, reference)
+        checkpoints.wait()
+    after = journal.evaluation or evaluator(state.params, config.steps)
+    write_json(folder / "summary.json", summary | {"after": after})
+    write_report([folder], folder / "report.html")
+    (console or Console()).print(
+        before_after_table(
+            summary["before"],
+            after,
+            summary["constant_accuracy"],
+            problems=evaluator.problems,
+            constant_answer=summary["constant_answer"],
+        )
+    )
+    return Result(folder, state.params, summary["before"], after, summary["constant_accuracy"])
+
+
+def _begin(programs: Programs, evaluator: Evaluator, progress: Progress, stop: Any) -> tuple[TrainState, Params, dict]:
+    """Warm up, evaluate, and set up the state of step 0."""
+    params, outcome = warm_up(programs, evaluator, progress.warmup, lambda: stop.requested is not None)
+    if stop.requested:
+        raise StoppedError(f"{stop.requested} during warm-up: nothing is saved yet, --resume starts over")
+    constant = best_constant(programs.task, evaluator.problems)
+    summary = {
+        "warmup": outcome,
+        "before": evaluator(params, 0),
+        "constant_accuracy": constant and constant[0],
+        "constant_answer": constant and constant[1],
+        "problems": evaluator.problems,
+    }
+    # The state is donated step by step; the reference must outlive it.
+    return programs.start(programs.learner, params), jax.tree.map(lambda x: x.copy(), params), summary
+
+
+def _loop(
+    programs: Programs,
+    evaluator: Evaluator,
+    checkpoints: Checkpoints,
+    journal: "_Journal",
+    stop: Any,
+    state: TrainState,
+    reference: Params,
+) -> TrainState:
+    c = programs.config
+    anchor = reference if c.measure_kl or c.recipe.objective.uses_reference else None
+    blocking = must_block(programs.mesh)
+    for step in range(int(state.step) + 1, c.steps + 1):
+        last = step == c.steps
+        rollout = programs.sample(state.params, step)
+        state, metrics, credit = programs.learn(state, anchor, rollout)
+        if blocking:
+            jax.block_until_ready(state)
+        journal.put(step, metrics, (rollout, credit) if step % c.samples_every == 0 or step in (1, c.steps) else None)
+        if step % c.eval_every == 0 or last:
+            journal.evaluate(evaluator, state.params, step)
+        if step % c.checkpoint_every == 0 or last or stop.requested:
+            # Rows first: a checkpoint must never know a step that the log does not.
+            journal.flush()
+            checkpoints.save(step, state)
+        if stop.requested and not last:
+            checkpoints.wait()
+            raise StoppedError(f"{stop.requested}: step {step} of {c.steps} is saved; --resume goes on from there")
+    journal.flush()
+    return state
+
+
+def _tokens_so_far(folder: pathlib.Path) -> int:
+    return int(read_metrics(folder).get("num_tokens", ([], [0]))[1][-1])
+
+
+class _Journal:
+    """Writes the row of a step once the next one is under way, so that the device never waits for the host."""
+
+    def __init__(self, programs: Programs, log: MetricsLog, progress: Progress, tokens: int):
+        self.programs, self.log, self.progress, self.tokens = programs, log, progress, tokens
+        self.pending: tuple | None = None
+        self.evaluation: dict[str, float] = {}
+        self.mark, self.aside = time.perf_counter(), 0.0
+
+    def put(self, step: int, metrics: dict[str, Any], sample: tuple[Rollout, Any] | None) -> None:
+        """Take the row of a new step, still on the device, and write the one before."""
+        self.flush()
+        self.pending = (step, metrics, sample, {})
+
+    def evaluate(self, evaluator: Evaluator, params: Params, step: int) -> None:
+        """Add held-out figures to the row that waits."""
+        began = time.perf_counter()
+        jax.block_until_ready(params)
+        waited = time.perf_counter()
+        self.evaluation = evaluator(params, step)
+        seconds = time.perf_counter() - waited
+        self.aside += seconds
+        self.pending[3].update(self.evaluation, **{"perf/eval_seconds": seconds})
+        del began
+
+    def flush(self) -> None:
+        """Write the row that waits, if one does. Raises NonFiniteError when too many updates were refused."""
+        if self.pending is None:
+            return
+        (step, metrics, sample, extra), self.pending = self.pending, None
+        metrics = fetch(metrics)
+        now = time.perf_counter()
+        seconds, self.mark, self.aside = now - self.mark - self.aside, now, 0.0
+        config, task = self.programs.config, self.programs.task
+        components = metrics.pop("reward/component")
+        tokens = int(metrics.pop("num_tokens"))
+        self.tokens += tokens
+        row = {name: value.item() for name, value in metrics.items()} | extra
+        row |= {f"reward/component/{name}": float(x) for name, x in zip(task.component_names, components, strict=True)}
+        row |= {
+            "num_tokens": self.tokens,
+            "epoch": step / (len(task.train.prompt) // config.prompts_per_step),
+            "perf/step_seconds": seconds,
+            "perf/tokens_per_second": tokens / seconds,
+        }
+        self.log.log(step, row)
+        if sample is not None:
+            self.log.log_samples(step, sample_rows(task, *fetch(sample)))
+        self.progress.update(step, row)
+        if row["nonfinite/streak"] >= config.max_nonfinite:
+            site = SITES[int(row["nonfinite/site"]) - 1]
+            raise NonFiniteError(
+                f"step {step}: {int(row['nonfinite/streak'])} updates in a row were refused because a {site} was not "
+                f"finite; the parameters are those of the last good update"
+            )
+
+
+def sample_rows(
+    task: Any, rollout: Rollout, credit: np.ndarray, prompts: int = SAMPLED_PROMPTS
+) -> list[dict[str, Any]]:
+    """The answers to the first few prompts, as rows of the table of samples."""
+    answers = decode_answers(task.tokenizer, rollout.answer[:prompts], rollout.acted[:prompts])
+    return [
+        {
+            "prompt": task.tokenizer.decode(rollout.prompt[p][rollout.prompt_mask[p]].tolist()),
+            "answer": text,
+            "reward": float(rollout.reward[p, g]),
+            "advantage": float(credit[p, g]),
+            "truncated": bool(rollout.truncated[p, g]),
+        }
+        for p, group in enumerate(answers)
+        for g, text in enumerate(group)
+    ]
