@@ -76,7 +76,7 @@ def sample(
         seed: Of the sampled answers.
     """
     from jaxrl_llm.inspect_run import sample_run
-    from jaxrl_llm.rollouts import SamplingRules
+    from jaxrl_llm.rollouts.sampling import SamplingRules
 
     rules = SamplingRules(temperature=temperature, top_k=top_k, top_p=top_p)
     sample_run(run, list(prompts), step=step, answers=answers, rules=rules, seed=seed)

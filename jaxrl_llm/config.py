@@ -7,8 +7,8 @@ from typing import Annotated, Any, TypeVar
 from tyro.constructors import PrimitiveConstructorSpec
 
 from jaxrl_llm import recipes, schedules, spec, tasks
-from jaxrl_llm.policies import DecoderConfig
-from jaxrl_llm.rollouts import SamplingRules
+from jaxrl_llm.policies.config import DecoderConfig
+from jaxrl_llm.rollouts.sampling import SamplingRules
 from jaxrl_llm.sharding import MeshShape
 from jaxrl_llm.types import Task
 

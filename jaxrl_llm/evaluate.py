@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxrl_llm import random
-from jaxrl_llm.policies import Params, Policy
-from jaxrl_llm.rollouts import GREEDY, Answers, SamplingRules, Stopping, generate
+from jaxrl_llm.policies.policy import Params, Policy
+from jaxrl_llm.rollouts.generate import Answers, Stopping, generate
+from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
 from jaxrl_llm.sharding import by_prompt, fetch, place, prompt_shards
 from jaxrl_llm.types import Grade, Problems, Task
 

@@ -16,9 +16,10 @@ from jaxrl_llm.config import Config
 from jaxrl_llm.display import ROW_NAMES
 from jaxrl_llm.evaluate import Evaluator, best_constant
 from jaxrl_llm.metrics import RunError, run_folder, wilson_interval
-from jaxrl_llm.policies import Params
+from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs
-from jaxrl_llm.rollouts import SamplingRules, Stopping, generate
+from jaxrl_llm.rollouts.generate import Stopping, generate
+from jaxrl_llm.rollouts.sampling import SamplingRules
 from jaxrl_llm.runs import read_config
 from jaxrl_llm.sharding import fetch
 from jaxrl_llm.tokenizers import decode_answers
@@ -93,7 +94,7 @@ def sample_run(
 
 
 def pad_prompts(tokenizer: Tokenizer, prompts: list[str]) -> tuple[jax.Array, jax.Array]:
-    """Prompts as tokens [P L] with BOS, padded on the left, and their mask. Raises ValueError for text it cannot spell."""
+    """Prompts as tokens [P L], BOS first, padded on the left, and their mask. ValueError for text it cannot spell."""
     ids = [[tokenizer.bos, *tokenizer.encode(text)] for text in prompts]
     length = max(len(row) for row in ids)
     tokens = [[tokenizer.pad] * (length - len(row)) + row for row in ids]

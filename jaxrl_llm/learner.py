@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrl_llm import masked
 from jaxrl_llm.advantages import AdvantageTransform
 from jaxrl_llm.losses import Objective, k3
-from jaxrl_llm.policies import Params, Policy, answer_logp
+from jaxrl_llm.policies.logp import answer_logp
+from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.types import Rollout, pytree
 
 SITES = ("reward", "log-probability", "gradient", "parameter")  # where a non-finite value can enter, in order

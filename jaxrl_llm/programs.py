@@ -15,9 +15,9 @@ from jaxrl_llm.checkpoint import abstract
 from jaxrl_llm.config import Config, ConfigError
 from jaxrl_llm.learner import Learner, TrainState
 from jaxrl_llm.losses import Objective, cross_entropy, token_mean
-from jaxrl_llm.policies import Params, Policy
+from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.random import Stream
-from jaxrl_llm.rollouts import Stopping, generate
+from jaxrl_llm.rollouts.generate import Stopping, generate
 from jaxrl_llm.sharding import born_sharded, by_prompt, fetch, make_mesh, place, prompt_shards, replicated
 from jaxrl_llm.sharding import state_shardings as shardings_of
 from jaxrl_llm.types import Grade, Problems, Rollout

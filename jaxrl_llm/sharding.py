@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -74,24 +73,28 @@ def state_shardings(mesh: Mesh, make: Callable[..., Any], *args: Any) -> Any:
 
     A dimension that its mesh axis does not divide stays whole: a vocabulary of 17 is not worth an error.
     """
+    from flax.linen import Partitioned
+
     boxed = jax.eval_shape(make, *args)
 
     def sharding(leaf):
-        names = leaf.names if isinstance(leaf, nn.Partitioned) else ()
-        shape = leaf.value.shape if isinstance(leaf, nn.Partitioned) else leaf.shape
+        names = leaf.names if isinstance(leaf, Partitioned) else ()
+        shape = leaf.value.shape if isinstance(leaf, Partitioned) else leaf.shape
         axes = [RULES.get(name) for name in names]
         fits = [
             axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=False)
         ]
         return NamedSharding(mesh, PartitionSpec(*fits))
 
-    return jax.tree.map(sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    return jax.tree.map(sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, Partitioned))
 
 
 def born_sharded(mesh: Mesh, make: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
     """Build a tree on the mesh, every leaf in its place from the start; return it unboxed, with its shardings."""
+    from flax.linen import unbox
+
     shardings = state_shardings(mesh, make, *args)
-    build = jax.jit(lambda *xs: nn.unbox(make(*xs)), out_shardings=shardings)
+    build = jax.jit(lambda *xs: unbox(make(*xs)), out_shardings=shardings)
     return build(*args), shardings
 
 

@@ -17,7 +17,7 @@ from jaxrl_llm.display import Progress, before_after_table
 from jaxrl_llm.evaluate import Evaluator, best_constant
 from jaxrl_llm.learner import SITES, TrainState
 from jaxrl_llm.metrics import MetricsLog, read_metrics
-from jaxrl_llm.policies import Params
+from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.report import write_report
 from jaxrl_llm.runs import open_folder, read_summary, stoppable, write_json

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from jaxrl_llm.evaluate import Evaluator, right
-from jaxrl_llm.policies import Params
+from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs
-from jaxrl_llm.rollouts import GREEDY
+from jaxrl_llm.rollouts.sampling import GREEDY
 
 
 class WarmUpError(RuntimeError):

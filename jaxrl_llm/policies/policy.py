@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxrl_llm.policies.decoder import Decoder, DecoderConfig, Past
+from jaxrl_llm.policies.config import DecoderConfig
+from jaxrl_llm.policies.decoder import Decoder, Past
 from jaxrl_llm.types import pytree
 
 Params = Any

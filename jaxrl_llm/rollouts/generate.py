@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxrl_llm import random
-from jaxrl_llm.policies import Params, Policy
+from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.rollouts.sampling import SamplingRules, draw
 from jaxrl_llm.types import pytree
 
