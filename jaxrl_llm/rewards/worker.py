@@ -1,0 +1,216 @@
+"""One grader process: JSON lines in, JSON lines out. Run by path, so that neither jax nor this package is imported.
+
+    in   {"grader": NAME, "options": {...}}                    once
+    out  {"ready": true}              or {"error": TEXT}
+    in   {"answer": TEXT, ...}                                 any number of times
+    out  {"value": VALUE}             or {"error": TEXT}
+
+A grader is a function of its options that returns a function of an item. Answers are data: nothing here evaluates them.
+What the graders' libraries do with them (some evaluate expressions) is why this is a process of its own: without the
+parent's secrets in its environment, with bounded memory, unable to write files, and killed when it overruns. That is
+protection against accidents and not a sandbox.
+"""
+
+import contextlib
+import copy
+import ctypes
+import functools
+import json
+import os
+import queue
+import re
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+LINE = 1 << 24
+"""Bytes of the longest line in either direction."""
+
+MEMORY = 4 << 30
+"""Bytes of address space: an answer such as `10 ** 10 ** 10` must not take the machine with it."""
+
+Grader = Callable[[dict[str, Any]], Any]
+
+NUMBER = re.compile(
+    r"(?:(?<![0-9A-Za-z_)\].])[-+])?"  # a sign, and not the minus of "5-3"
+    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"  # 1,000 is a number and 1,2 is two
+    r"(?:[eE][-+]?[0-9]+)?"
+    r"(?:/[0-9]+)?"
+)
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number written in the text, exactly: "1,000", "-3.50", "2e3", "3/4"; None where there is none.
+
+    A sign counts unless something stands right before it, units and per cent signs are ignored, and so is a full stop
+    at the end. A number of more than 400 characters or with an exponent beyond 9999, or over zero, is None: it is no
+    answer, and its digits would fill the memory.
+    """
+    found = [match.group() for match in NUMBER.finditer(text.replace("−", "-"))]
+    if not found or len(found[-1]) > 400:
+        return None
+    above, _, below = found[-1].replace(",", "").partition("/")
+    exponent = re.search("[eE]([-+]?[0-9]+)", above)
+    if exponent and abs(int(exponent[1])) > 9999:
+        return None
+    return Fraction(above) / int(below or 1) if int(below or 1) else None
+
+
+def exact(_: dict[str, Any]) -> Grader:
+    """1 where the answer is the truth, white space around either aside."""
+    return lambda item: float(item["answer"].strip() == item["truth"].strip())
+
+
+def numeric(_: dict[str, Any]) -> Grader:
+    """1 where the last numbers of the answer and the truth are equal: 3.0 is 3, 1,000 is 1000, 2/4 is 1/2."""
+
+    def grade(item: dict[str, Any]) -> float:
+        truth = last_number(item["truth"])
+        if truth is None:
+            raise ValueError(f"there is no number in the truth {item['truth'][:80]!r}")
+        return float(last_number(item["answer"]) == truth)
+
+    return grade
+
+
+def math_verify(_: dict[str, Any]) -> Grader:
+    """1 where math-verify finds the two equal. Its own timeouts are off: the pool kills.
+
+    A truth without $ or \\boxed is read as one formula, since math-verify would take the 1 out of "1+x" and call any 1
+    right. An answer is read as text that holds a formula or ends in a number, and failing that as one formula.
+    """
+    import math_verify as library
+
+    marks = ("$", "\\boxed", "\\(", "\\[", "\\begin")
+
+    def parse(text: str) -> list:
+        return library.parse(text, parsing_timeout=None)
+
+    def is_bare(text: str) -> bool:
+        return not any(mark in text for mark in marks)
+
+    @functools.lru_cache(4096)
+    def parse_truth(truth: str) -> list:
+        found = parse(f"${truth}$" if is_bare(truth) else truth)
+        if not found:
+            raise ValueError(f"math-verify cannot read the truth {truth[:80]!r}")
+        return found
+
+    def grade(item: dict[str, Any]) -> float:
+        truth, answer = parse_truth(item["truth"]), item["answer"]
+        readings = [answer, f"${answer}$"] if is_bare(answer) else [answer]
+        return float(any(library.verify(truth, parse(reading), timeout_seconds=None) for reading in readings))
+
+    return grade
+
+
+def reasoning_gym(options: dict[str, Any]) -> Grader:
+    """Scores and questions of the reasoning-gym dataset `name` made with `config`.
+
+    With `threshold` t > 0 the value is 1 where the score is at least t and else 0; with 0 it is the score itself, in
+    which junk often counts for a little. An item {"problems": [start, stop]} is answered by pairs [question, answer].
+
+    Entries are made again from their index, since some scorers need types that JSON has not (tuples). That is exact
+    only under a fixed hash seed: some datasets walk through sets of strings.
+    """
+    import reasoning_gym as library
+
+    dataset = library.create_dataset(options["name"], **options["config"])
+    entry = functools.lru_cache(4096)(dataset.__getitem__)
+    threshold = options["threshold"]
+
+    def serve(item: dict[str, Any]) -> Any:
+        if "problems" in item:
+            made = [entry(index) for index in range(*item["problems"])]
+            return [[e["question"], None if e["answer"] is None else str(e["answer"])] for e in made]
+        found = copy.deepcopy(entry(item["index"]))  # a scorer may write into it
+        if found["question"] != item["question"]:
+            raise ValueError(f"item {item['index']} of {options['name']} has changed its question")
+        score = float(dataset.score_answer(item["answer"], found))
+        return float(score >= threshold) if threshold else score
+
+    return serve
+
+
+GRADERS: dict[str, Callable[[dict[str, Any]], Grader]] = {
+    "exact": exact,
+    "numeric": numeric,
+    "math_verify": math_verify,
+    "reasoning_gym": reasoning_gym,
+}
+
+
+def take_pipes() -> tuple[int, int]:
+    """The two ends of the protocol, moved to private descriptors: a library that prints writes to standard error."""
+    source, sink = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    return source, sink
+
+
+def messages(source: int) -> Iterator[dict[str, Any]]:
+    """The lines of the parent, one at a time. When the parent is gone the process ends, whatever it is doing."""
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        with os.fdopen(source, "rb") as stream:
+            while (line := stream.readline(LINE + 1)).endswith(b"\n"):
+                lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield json.loads(lines.get())
+
+
+def limit(what: int, soft: int) -> None:
+    """Lower a limit of this process, as far as the system lets it: a stricter one that stands already is kept."""
+    _, hard = resource.getrlimit(what)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the thread that started it ends, even if it hangs in a library's C code.
+
+    Linux only; elsewhere the thread in `messages` does it as soon as the library lets go of the interpreter's lock.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def main() -> None:
+    """Serve until the parent closes the pipe."""
+    die_with_parent()
+    source, sink = take_pipes()
+    incoming = messages(source)
+
+    def reply(**message: Any) -> None:
+        line = json.dumps(message, allow_nan=False).encode() + b"\n"
+        while line:
+            line = line[os.write(sink, line) :]
+
+    order = next(incoming)
+    try:
+        grade = GRADERS[order["grader"]](order["options"])
+        limit(resource.RLIMIT_CORE, 0)
+        limit(resource.RLIMIT_FSIZE, 0)
+        limit(resource.RLIMIT_AS, MEMORY)
+    except Exception as error:
+        return reply(error=f"{type(error).__name__}: {error}"[:2000])
+    reply(ready=True)
+    for item in incoming:
+        try:
+            reply(value=grade(item))
+        except Exception as error:
+            reply(error=f"{type(error).__name__}: {error}"[:2000])
+
+
+if __name__ == "__main__":
+    main()
