@@ -1,5 +1,6 @@
 """The command line: `jaxrl-llm train|eval|sample|report`. Every field of `Config` is a flag of `train`."""
 
+import os
 import pathlib
 import sys
 from typing import Annotated, Literal
@@ -24,9 +25,17 @@ def train(
         resume: Go on from the newest checkpoint in that folder; the numbers are those of a run that never stopped.
         quiet: Show only the table at the end.
     """
+    from jaxrl_llm.train import NonFiniteError, StoppedError
     from jaxrl_llm.train import train as run
 
-    result = run(config, out, resume=resume, quiet=quiet)
+    try:
+        result = run(config, out, resume=resume, quiet=quiet)
+    except StoppedError as error:
+        print(f"jaxrl-llm: {error}", file=sys.stderr)
+        sys.exit(130)
+    except NonFiniteError as error:
+        print(f"jaxrl-llm: {error}", file=sys.stderr)
+        sys.exit(1)
     print(f"\n{result.folder}/report.html shows the curves and answers of this run.")
 
 
@@ -117,6 +126,7 @@ COMMANDS = {"train": train, "eval": evaluate, "sample": sample, "report": report
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit status: 0 done, 1 the run failed, 2 the request was wrong, 130 stopped on request."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _keep_compiled_programs()
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
@@ -127,3 +137,13 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"jaxrl-llm: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _keep_compiled_programs() -> None:
+    """Reuse what an earlier run compiled, unless the user has set a cache of their own."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "jaxrl_llm" / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -10,7 +10,7 @@ Axes are spelled the same everywhere:
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -103,6 +103,7 @@ class Grade:
     valid: Bool[Array, "P G"]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text <-> ids. Control ids are never produced by `encode`, whatever the text, and never shown by `decode`."""
 
@@ -120,6 +121,7 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """Prompts and a grader.
 
