@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,12 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-FLAGS = (
-    "--task digit_sort,length=2,heldout=20 --recipe grpo,kl_coefficient=0.01 --steps 12 --prompts-per-step 8 "
-    "--answers-per-prompt 4 --epochs 2 --eval-every 4 --eval-problems 16 --eval-samples 2 --checkpoint-every 5 "
-    "--samples-every 3 --warmup.max-steps 20 --warmup.batch 16 --warmup.accuracy 1 --model.layers 1 --model.width 16 "
-    "--model.heads 2 --model.kv-heads 1 --model.head-size 8 --model.mlp-width 16"
-).split()
+FLAGS = shlex.split("""
+    --task digit_sort,length=2,heldout=20 --recipe grpo,kl_coefficient=0.01 --steps 12 --prompts-per-step 8
+    --answers-per-prompt 4 --epochs 2 --eval-every 4 --eval-problems 16 --eval-samples 2 --checkpoint-every 5
+    --samples-every 3 --warmup.max-steps 20 --warmup.batch 16 --warmup.accuracy 1 --model.layers 1 --model.width 16
+    --model.heads 2 --model.kv-heads 1 --model.head-size 8 --model.mlp-width 16
+""")
 
 
 def start(out: pathlib.Path, *more: str) -> subprocess.Popen:
