@@ -155,8 +155,8 @@ def same_tokens(pad: int) -> GradeFn:
 
     def grade(answer: Array, acted: Array, truth: Mapping[str, Array]) -> Grade:
         right = truth["answer"][:, None, :]
-        same = jnp.where(acted, answer == right, right == pad)
-        return right_or_wrong(jnp.all(same & (acted == (right != pad)), axis=-1))
+        as_long = acted == (right != pad)
+        return right_or_wrong(jnp.all(as_long & (~acted | (answer == right)), axis=-1))
 
     return grade
 

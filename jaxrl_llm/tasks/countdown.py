@@ -91,14 +91,13 @@ def _digit(r: _Reader, value: Int[Array, ""]) -> _Reader:
 
 def _symbol(r: _Reader, kind: Int[Array, ""]) -> _Reader:
     """One more bracket or operator; any other kind is bad."""
-    D = r.stack.shape[0]
     value = r.total + r.sign * r.product
     zero, one, no = jnp.int32(0), jnp.int32(1), jnp.bool_(False)
 
-    top = (jnp.arange(D) == r.depth)[:, None]
+    top = (jnp.arange(r.stack.shape[0]) == r.depth)[:, None]
     kept = jnp.where(top, jnp.stack([r.total, r.sign, r.product])[None], r.stack)
     opened = r._replace(total=zero, sign=one, product=one, stack=kept, depth=r.depth + 1)
-    opened = opened._replace(bad=r.bad | r.operand | (r.depth == D))
+    opened = opened._replace(bad=r.bad | r.operand)
 
     total, sign, product = r.stack[jnp.maximum(r.depth - 1, 0)]
     closed = r._replace(total=total, sign=sign, product=product * value, depth=r.depth - 1)
@@ -120,7 +119,8 @@ def evaluate(
 
     Where it is not, the value means nothing. An empty expression is not one.
     """
-    # A bracket takes two tokens and stands around one at least, and the EOS one: more cannot be open and yet be closed.
+    # A bracket takes two tokens and stands around one at least, and the EOS is one more: brackets that are opened any
+    # deeper find no place on the stack, and cannot all be closed either.
     depth = max(1, (kinds.shape[0] - 2) // 2)
 
     def read(r: _Reader, token: tuple[Array, Array]) -> tuple[_Reader, None]:

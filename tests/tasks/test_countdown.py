@@ -9,7 +9,8 @@ import pytest
 
 from jaxrl_llm import tasks
 
-EOS, CONTROL, FOREIGN = "$", "#", "?"  # how the tests below write EOS, another control id and an id out of range
+EOS, CONTROL, FOREIGN = "$", "#", "?"  # how the tests below write EOS, another control id and an id out of range,
+GAP = "_"  # and a token that is not acted
 
 
 class Reference:
@@ -82,14 +83,14 @@ def graded(task):
     """Whether each text [P] is a right answer to its numbers [P n] and target [P]."""
     compiled = jax.jit(task.grade)
     ids = {c: task.tokenizer.encode(c)[0] for c in task.tokenizer.alphabet}
-    ids |= {EOS: task.tokenizer.eos, CONTROL: task.tokenizer.pad, FOREIGN: task.tokenizer.vocab_size}
+    ids |= {EOS: task.tokenizer.eos, CONTROL: task.tokenizer.pad, FOREIGN: task.tokenizer.vocab_size, GAP: 0}
 
     def run(texts, numbers, targets, T):
         answer = np.full((len(texts), 1, T), task.tokenizer.pad, np.int32)
         acted = np.zeros(answer.shape, bool)
         for row, text in enumerate(texts):
             answer[row, 0, : len(text)] = [ids[c] for c in text]
-            acted[row, 0, : len(text)] = True
+            acted[row, 0, : len(text)] = [c != GAP for c in text]
         truth = {"numbers": jnp.asarray(numbers, jnp.int32), "target": jnp.asarray(targets, jnp.int32)}
         return np.asarray(compiled(jnp.asarray(answer), jnp.asarray(acted), truth).reward)[:, 0] == 1
 
@@ -102,28 +103,27 @@ WRONG = [
     "3*(5+7)", "3*5", "15+7", "3*5+7+7", "3*5+3", "3*5+6+1", "35-7", "3*57", "03*5+7", "3*5+07", "0+3*5+7", "3*5+70",
     "(3*5+7", "3*5+7)", "()3*5+7", "3*5+7()", "3*5()+7", "3(5)+7", "(3)(5)+7", "(3)5+7", "3*(5+)7", "(3*)5+7",
     "3*5)+(7", "3*5+7(", "3 *5+7", "3*5+7 ", "3*5+7>", "3*5+7:", "3*5+7#", "3*5#+7", "#3*5+7", "3*5+7?", "3*?5+7",
-    "3*5+7$", "3*5+7$7", "3*5$+7", "$3*5+7", "4294967299*5+7", "3*5+4294967303",
+    "#*5+7", "?*5+7", "3*5+7$", "3*5+7$7", "3*5$+7", "$3*5+7", "3*5+_$7", "_3*5+7", "4294967299*5+7", "3*5+4294967303",
 ]  # fmt: skip
 
 
 def test_right_and_wrong_answers_to_3_5_7_make_22(graded):
-    texts = [text + EOS for text in RIGHT + WRONG] + RIGHT
+    texts = [text + EOS for text in RIGHT + WRONG] + RIGHT + [text for text in WRONG if not text.endswith(EOS)]
     reward = graded(texts, [(3, 5, 7)] * len(texts), [22] * len(texts), T=15)
-    expected = [True] * len(RIGHT) + [False] * (len(WRONG) + len(RIGHT))
+    expected = [text in RIGHT for text in RIGHT + WRONG] + [False] * (len(texts) - len(RIGHT + WRONG))
     assert dict(zip(texts, reward, strict=True)) == dict(zip(texts, expected, strict=True))
 
 
 @pytest.mark.parametrize("numbers", [(3, 5), (3, 3, 5), (5,)])
 def test_every_short_text_is_graded_as_by_the_reference(graded, numbers):
-    """All texts of up to 5 tokens: with its own value as the target where it has one, and with that plus one."""
+    """All texts of up to 5 tokens, against every target that one of them or a part of one might make."""
     texts = ["".join(text) + EOS for n in range(6) for text in itertools.product("35+-*()", repeat=n)]
     values = [value_of(text, numbers) for text in texts]
-    right = np.asarray([value is not None for value in values])
-    targets = np.asarray([value if value is not None else 8 for value in values])
-    assert right.sum() >= {2: 18, 3: 27, 1: 3}[len(numbers)]
-    rows = np.broadcast_to(numbers, (len(texts), len(numbers)))
-    np.testing.assert_array_equal(graded(texts, rows, targets, T=6), right)
-    assert not graded(texts, rows, targets + 1, T=6).any()
+    assert len(values) - values.count(None) >= {2: 18, 3: 27, 1: 3}[len(numbers)]
+    given = np.broadcast_to(numbers, (len(texts), len(numbers)))
+    for target in {0, 1, *numbers, *values} - {None}:
+        expected = np.asarray([value == target for value in values])
+        np.testing.assert_array_equal(graded(texts, given, np.full(len(texts), target), T=6), expected)
 
 
 def random_expression(rng, numbers):
@@ -198,11 +198,13 @@ def test_the_largest_value_is_within_int32(graded):
 
 
 def test_brackets_nest_as_deep_as_the_answer_is_long(graded):
-    for T in (4, 5, 16):
-        depth = (T - 2) // 2
-        deepest = "(" * depth + "5" + ")" * depth + EOS
-        texts = [deepest, "(" * (T - 1) + EOS, ")" * (T - 1) + EOS, "(" * (T - 2) + "5" + EOS]
-        np.testing.assert_array_equal(graded(texts, [(5,)] * 4, [5] * 4, T), [True, False, False, False])
+    for T in (6, 7, 16):
+        depth = (T - 4) // 2
+        inner = "(" * (depth - 1) + "5-(3)" + ")" * (depth - 1)
+        outer = "5-" + "(" * depth + "3" + ")" * depth
+        texts = [inner, outer, "(" * (T - 1), ")" * (T - 1), "(" * (T - 4) + "5-3", "5-3" + ")" * (T - 4)]
+        reward = graded([text + EOS for text in texts], [(5, 3)] * 6, [2] * 6, T)
+        np.testing.assert_array_equal(reward, [True, True, False, False, False, False])
 
 
 @pytest.mark.parametrize("arguments", [{}, {"numbers": 2, "maximum": 99}, {"numbers": 6, "maximum": 35}])

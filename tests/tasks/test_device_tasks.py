@@ -87,6 +87,16 @@ ANSWERS = {
 }
 
 
+def test_chains_are_one_problem_where_only_the_order_of_sums_or_of_products_differs():
+    chains = ["3+4*2-5", "4+3*2-5", "3-5*2+4", "3+4-5*2", "3-5+4*2", "2*3*4+1", "4*2*3+1", "3+0*2-5"]
+    rows = [[int(x) if x.isdigit() else "+-*".index(x) for x in chain] for chain in chains]
+    keys = [tuple(key) for key in module("modular_chain").canonical(np.asarray(rows)).tolist()]
+    assert keys[0] == keys[1]
+    assert keys[3] == keys[4]
+    assert keys[5] == keys[6]
+    assert len(set(keys)) == 5
+
+
 def split_law(task):
     """No problem is on both sides, nor in a table twice, nor held out in two spellings."""
     key = KEYS[task.spec.split(",")[0]]
