@@ -1,6 +1,7 @@
 """How a token is drawn from logits, and with which probability."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ class SamplingRules:
     top_p: float = 1.0  # keep the fewest likeliest tokens that hold this probability; 1: all
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be 0 (greedy) or more, and finite, not {self.temperature}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (all tokens) or more, not {self.top_k}")
         if not 0 < self.top_p <= 1:
