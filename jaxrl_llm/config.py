@@ -39,7 +39,7 @@ class WarmUp:
     accuracy: float = 0.4  # stop once this fraction of held-out problems is solved greedily
     max_steps: int = 2000  # stop here at the latest; 0: no warm-up
     check_every: int = 10  # steps between two looks at the accuracy
-    batch: int = 128  # solutions per step
+    batch: int = 128  # solutions per step, or as many as the task has, in equal shares for the devices
     learning_rate: float = 1e-3  # of Adam, constant
 
 
@@ -51,8 +51,8 @@ class Config:
     recipe: Spelled[recipes.Recipe] = "rloo"  # the method: NAME[,KEY=VALUE...]
     seed: int = 0  # of all randomness; same seed, same machine: same numbers
     steps: int = 200  # RL steps
-    prompts_per_step: int = 64  # P
-    answers_per_prompt: int = 8  # G, 2 or more for a group baseline
+    prompts_per_step: int = 64  # prompts of a step, P
+    answers_per_prompt: int = 8  # answers sampled to each prompt, G; 2 or more for a group baseline
     learning_rate: float = 3e-4  # peak, of Adam
     schedule: Spelled[schedules.Schedule] = "constant"  # learning rate over updates: NAME[,warmup=N]
     max_grad_norm: float = 1.0  # gradients are scaled down to this Euclidean norm; 0: never
@@ -131,11 +131,11 @@ class Config:
 
     def _check_task(self) -> None:
         rows = len(self.task.train.prompt)
-        for name, needed in (("prompts_per_step", self.prompts_per_step), ("warmup.batch", self.warmup.batch)):
-            if needed > rows and not (name == "warmup.batch" and self.warmup.max_steps == 0):
-                raise ConfigError(
-                    f"{name}={needed}, but task {self.task.spec} has {rows} training problems; at most {rows}"
-                )
+        if self.prompts_per_step > rows:
+            raise ConfigError(
+                f"prompts_per_step={self.prompts_per_step}, but task {self.task.spec} has {rows} training problems: "
+                f"at most {rows}"
+            )
         if self.warmup.max_steps and not bool(self.task.train.solution_mask.any()):
             raise ConfigError(f"task {self.task.spec} knows no solutions to imitate: set warmup.max_steps to 0")
 

@@ -139,7 +139,10 @@ class Programs:
     def _imitate_step(
         self, state: TrainState, problems: Problems, step: Int[Array, ""]
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        rows = random.epoch_rows(self._key(Stream.WARMUP), step - 1, self.config.warmup.batch, len(problems.prompt))
+        count, shards = len(problems.prompt), prompt_shards(self.mesh)
+        batch = max(shards, min(self.config.warmup.batch, count) // shards * shards)
+        rows = random.epoch_rows(self._key(Stream.WARMUP), step - 1, batch, count)
+        rows = jax.lax.with_sharding_constraint(rows, by_prompt(self.mesh))
         chosen = jax.tree.map(lambda x: x[rows], problems)
         new, metrics, _ = self.imitator.learn(state, None, demonstration(chosen, rows))
         return new, {"loss": metrics["loss"], "entropy": metrics["entropy"], "nonfinite/streak": new.streak}
@@ -173,10 +176,10 @@ def demonstration(problems: Problems, rows: Int[Array, " P"]) -> Rollout:
 
 def check_batches(config: Config, shards: int) -> None:
     """Refuse batches that the devices cannot share evenly."""
-    for name, size in (("prompts_per_step", config.prompts_per_step), ("warmup.batch", config.warmup.batch)):
-        if size % shards:
-            nearest = max(shards, round(size / shards) * shards)
-            raise ConfigError(f"{name}={size} must be a multiple of data x fsdp = {shards}: nearest {nearest}")
+    size = config.prompts_per_step
+    if size % shards:
+        nearest = max(shards, round(size / shards) * shards)
+        raise ConfigError(f"prompts_per_step={size} must be a multiple of data x fsdp = {shards}: nearest {nearest}")
     if (config.prompts_per_step // config.accumulation) % shards:
         each = config.prompts_per_step // shards
         most = max(n for n in range(1, each + 1) if each % n == 0 and n <= config.accumulation)
