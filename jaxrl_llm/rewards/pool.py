@@ -52,7 +52,6 @@ class _Worker:
 
     def __init__(self, order: Mapping[str, Any]) -> None:
         self.order = order
-        self.closed = False
         self.lock = threading.Lock()
         self.start()
 
@@ -96,9 +95,8 @@ class _Worker:
 
     def _restart(self) -> None:
         with self.lock:
-            if not self.closed:
-                self.kill()
-                self.start()
+            self.kill()
+            self.start()
 
     def _exchange(self, message: Mapping[str, Any], seconds: float) -> Any:
         """Send one line and read one, within the time, though the other side may neither read nor write."""
@@ -128,9 +126,8 @@ class _Worker:
         return reply.get("value")
 
     def stop(self) -> None:
-        """End the process and all that it started, for good; `kill` collects the remains."""
+        """End the process and all that it started, from any thread; whoever waits for its reply finds out."""
         with self.lock:
-            self.closed = True
             self._signal()
 
     def kill(self) -> None:
@@ -147,8 +144,6 @@ class _Worker:
 
 
 def _kill_all(workers: Sequence[_Worker]) -> None:
-    for one in workers:
-        one.stop()
     for one in workers:
         one.kill()
 

@@ -85,7 +85,7 @@ def math_verify(_: dict[str, Any]) -> Grader:
     """
     import math_verify as library
 
-    marks = ("$", "\\boxed", "\\(", "\\[", "\\begin")
+    marks = ("$", "\\boxed", "\\(", "\\[")
 
     def parse(text: str) -> list:
         return library.parse(text, parsing_timeout=None)

@@ -54,7 +54,7 @@ ACTS = {
     "killed": lambda _: os.kill(os.getpid(), 9),
     "raise": lambda _: 1 / 0,
     "recurse": recurse,
-    "memory": lambda _: bytearray(1 << 40),
+    "memory": lambda _: bytearray(worker.MEMORY),
     "nan": lambda _: float("nan"),
     "object": lambda _: object(),
     "pipe": lambda _: [os.close(fd) for fd in range(3, 20)],

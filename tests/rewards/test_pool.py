@@ -1,12 +1,14 @@
 """The pool gives every answer a grade or an honest None, and leaves no process behind."""
 
 import gc
+import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -114,7 +116,15 @@ def test_numeric_compares_the_last_number_exactly(answer, right):
 
 @pytest.mark.parametrize(
     ("answer", "truth"),
-    [("1000", "1,000"), ("12,345,678.50", "12345678.5"), ("-.5", "-1/2"), ("0.1", "1e-1"), ("2/6", "1/3"), ("-0", "0")],
+    [
+        ("1000", "1,000"),
+        ("12,345,678.50", "12345678.5"),
+        ("-.5", "-1/2"),
+        ("0.1", "1e-1"),
+        ("2/6", "1/3"),
+        ("-0", "0"),
+        ("1,2345", "2345"),
+    ],
 )
 def test_numbers_have_many_spellings(answer, truth):
     assert worker.last_number(answer) == worker.last_number(truth) is not None
@@ -137,7 +147,7 @@ MATHS = [
         ("", "3", 0),
         ("7 or 8", "7", 0),
         ("$x = 5$", "5", 1),
-        ("4", "$$4$$", 1),
+        ("$x+1$", "We get $1+x$.", 1),
         ("4", "", None),
     ),
 ]
@@ -150,6 +160,12 @@ def test_math_verify_knows_algebra_and_is_killed_where_it_hangs():
         assert "cannot read the truth" in pool.last_error
         assert pool.grade([{"answer": "9^9^9^9^9", "truth": "3"}, items[0]]) == [None, 1]
         assert pool.counts["timeouts"] == 1
+
+
+def test_math_verify_does_not_time_itself():
+    """Its own time-out calls a hang wrong, and works in a main thread only."""
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(lambda: worker.math_verify({})({"answer": "x+1", "truth": "1+x"})).result() == 1
 
 
 def test_order_is_kept(hostile):
@@ -214,6 +230,12 @@ def test_trouble_of_one_answer_costs_no_other(hostile):
     assert pool.grade(acts(*names)) == [1 if name == "right" else None for name in names]
     assert pool.counts == {"timeouts": 3, "crashes": 3, "errors": 6, "oversized": 0}
     assert len(children()) == 3
+
+
+def test_one_question_may_have_more_time_than_the_others(hostile):
+    pool = hostile(seconds=0.3)
+    assert pool.ask([{"answer": "slow", "sleep": 0.6}], seconds=5.0) == [0.6]
+    assert pool.ask([{"answer": "slow", "sleep": 0.6}]) == [None]
 
 
 def test_what_a_library_prints_is_no_grade(hostile):
@@ -300,7 +322,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("act", ["end", "loop", "sleep", "lock", "power"])
 def test_no_worker_outlives_its_parent(act):
     """Whether the parent ends, or is killed while a worker hangs, with or without the interpreter's lock."""
-    parent = subprocess.Popen([sys.executable, "-c", SCRIPT, str(HOSTILE), act], stdout=subprocess.PIPE)  # noqa: S603
+    parent = subprocess.Popen([sys.executable, "-c", SCRIPT, str(HOSTILE), act], stdout=subprocess.PIPE)
     pid = int(parent.stdout.readline())
     if act != "end":
         time.sleep(0.3)
@@ -308,6 +330,19 @@ def test_no_worker_outlives_its_parent(act):
     parent.stdout.close()
     parent.wait()
     assert is_gone(pid)
+
+
+@pytest.mark.parametrize("act", ["loop", "sleep"])
+def test_a_worker_ends_when_its_input_does(act):
+    process = subprocess.Popen([sys.executable, HOSTILE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(json.dumps({"grader": "hostile", "options": {}}).encode() + b"\n")
+    process.stdin.write(json.dumps({"answer": act}).encode() + b"\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline()) == {"ready": True}
+    time.sleep(0.2)
+    process.stdin.close()
+    assert process.wait(10) == 0
+    process.stdout.close()
 
 
 def test_refusals_are_raised(hostile):
