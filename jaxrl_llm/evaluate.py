@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from jaxrl_llm import random
 from jaxrl_llm.policies.policy import Params, Policy
@@ -70,7 +70,7 @@ class Evaluator:
         return getattr(self.task, self.split)
 
     def _decode_batch(
-        self, params: Params, asked: tuple[Problems, Array], step: int, answers: int, rules: SamplingRules
+        self, params: Params, asked: tuple[Problems, Array], step: Int[Array, ""], answers: int, rules: SamplingRules
     ) -> tuple[Answers, Grade | None]:
         table, rows = asked
         stopping = Stopping(eos=self.task.tokenizer.eos, pad=self.task.tokenizer.pad, length=self.task.answer_length)

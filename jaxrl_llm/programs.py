@@ -26,7 +26,7 @@ from jaxrl_llm.types import Grade, Problems, Rollout
 def build_optimizer(config: Config, schedule: Callable[[Any], Any]) -> optax.GradientTransformation:
     """AdamW behind a bound on the global norm of the gradient."""
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
-    return optax.chain(clip, optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=config.weight_decay))
+    return optax.chain(clip, optax.adamw(schedule, b1=0.9, b2=0.99, weight_decay=config.weight_decay))
 
 
 class Programs:

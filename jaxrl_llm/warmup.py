@@ -20,7 +20,7 @@ def warm_up(
     evaluator: Evaluator,
     report: Callable[[int, dict[str, float]], Any],
     stopped: Callable[[], bool],
-) -> tuple[Params, dict[str, float]]:
+) -> tuple[Params, dict[str, int | float]]:
     """Parameters after warm-up, and how it went: steps, last loss, greedy held-out accuracy.
 
     It ends at the first look at which the accuracy has reached `warmup.accuracy`, or after `warmup.max_steps`; a policy

@@ -74,8 +74,11 @@ def test_every_field_is_a_flag_with_a_help_text(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    said = re.sub("[│╭╰╮╯─]", " ", said)
     # A flag and all up to the next one.
-    entries = {match.group(1): match.group(2) for match in re.finditer(r"│ --([\w.-]+)(.*?)(?=│ --|╰)", said, re.S)}
+    entries = {
+        match.group(1): match.group(2) for match in re.finditer(r"^ +--([\w.-]+)(.*?)(?=^ +--|\Z)", said, re.S | re.M)
+    }
     for cls, prefix in ((Config, ""), (WarmUp, "warmup."), (DecoderConfig, "model."), (MeshShape, "mesh.")):
         for field in dataclasses.fields(cls):
             if field.name in ("warmup", "model", "mesh"):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 class DecoderConfig:
     """Shape of a decoder. The default has about one million parameters."""
 
-    layers: int = 4  # blocks
+    layers: int = 4  # blocks of attention and MLP
     width: int = 128  # of the residual stream
     heads: int = 4  # query heads; divisible by kv_heads
     kv_heads: int = 2  # key and value heads

@@ -1,0 +1,149 @@
+"""Whole runs, small: what they leave behind, what they refuse, and that every recipe learns from every kind of task."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxrl_llm import recipes, spec, tasks
+from jaxrl_llm.config import Config, WarmUp
+from jaxrl_llm.inspect_run import evaluate_run, sample_run
+from jaxrl_llm.metrics import RunError, meaning, read_metrics, read_samples
+from jaxrl_llm.policies.config import DecoderConfig
+from jaxrl_llm.rollouts.sampling import SamplingRules
+from jaxrl_llm.train import NonFiniteError, train
+from jaxrl_llm.types import Grade
+
+TINY = DecoderConfig(layers=1, width=16, heads=2, kv_heads=1, head_size=8, mlp_width=16)
+
+
+def tiny(**changes) -> Config:
+    """A run of four steps on eight devices."""
+    fields = dict(
+        task="digit_sort,length=2,heldout=20",
+        model=TINY,
+        warmup=WarmUp(max_steps=5, check_every=5, batch=16),
+        steps=4,
+        prompts_per_step=8,
+        answers_per_prompt=4,
+        eval_every=2,
+        eval_problems=16,
+        eval_samples=4,
+        checkpoint_every=2,
+        samples_every=2,
+    )
+    return Config(**(fields | changes))
+
+
+def run(config: Config, folder):
+    return train(config, folder, quiet=True, console=Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run and its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    return run(tiny(), folder), folder
+
+
+def test_a_run_leaves_its_folder(finished):
+    result, folder = finished
+    assert result.folder == folder
+    for name in ("config.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html"):
+        assert (folder / name).stat().st_size, name
+    assert list((folder / "tensorboard").glob("events*"))
+    curves = read_metrics(folder)
+    for name in curves:
+        assert meaning(name)
+    assert curves["reward/mean"][0] == [1, 2, 3, 4]
+    assert curves["eval/accuracy"][0] == [2, 4]
+    assert np.isfinite([value for _, values in curves.values() for value in values]).all()
+    steps = {row["step"] for row in read_samples(folder)}
+    assert steps == {1, 2, 4}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["after"] == result.after
+    assert 0 <= summary["constant_accuracy"] <= 1
+
+
+def test_a_checkpoint_can_be_evaluated_and_sampled(finished, capsys):
+    result, folder = finished
+    figures = evaluate_run(folder, step=None, split="heldout", problems=16, samples=4, seed=0)
+    assert figures == pytest.approx(result.after)
+    evaluate_run(folder, step=2, split="train", problems=8, samples=2, seed=1)
+    capsys.readouterr()
+    sample_run(folder, [], step=None, answers=2, rules=SamplingRules(), seed=0)
+    assert "reward" in capsys.readouterr().out
+    sample_run(folder, ["31="], step=None, answers=2, rules=SamplingRules(temperature=0), seed=0)
+    assert "31=" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'x'"):
+        sample_run(folder, ["x"], step=None, answers=2, rules=SamplingRules(), seed=0)
+    with pytest.raises(ValueError, match="no checkpoint of step 3"):
+        evaluate_run(folder, step=3, split="heldout", problems=16, samples=4, seed=0)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(finished):
+    _, folder = finished
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match="--resume"):
+        run(tiny(), folder)
+    with pytest.raises(RunError, match="steps=4, not 5"):
+        train(tiny(steps=5), folder, resume=True)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_same_seed_same_numbers_other_seed_others(finished, tmp_path):
+    _, folder = finished
+
+    def rewards(where):
+        curves = read_metrics(where)
+        return {name: values for name, (_, values) in curves.items() if not name.startswith("perf/")}
+
+    run(tiny(), tmp_path / "again")
+    assert rewards(tmp_path / "again") == rewards(folder)
+    run(tiny(seed=1), tmp_path / "other")
+    assert rewards(tmp_path / "other") != rewards(folder)
+
+
+@pytest.mark.parametrize("name", recipes.__all__)
+def test_every_recipe_moves_the_policy(name, tmp_path):
+    recipe = spec.build(recipes, name, "recipe")
+    # With a target of 0.01 warm-up ends at once, and some answers are right: there is a signal to move by.
+    result = run(tiny(recipe=recipe, steps=2, answers_per_prompt=16), tmp_path / name)
+    curves = read_metrics(result.folder)
+    assert np.isfinite(curves["grad_norm"][1]).all()
+    assert max(curves["grad_norm"][1]) > 0
+    assert max(curves["kl"][1]) > 0 or name == "reinforce" or min(curves["frac_reward_zero_std"][1]) < 1
+
+
+def test_a_grader_gone_mad_stops_the_run_by_name(tmp_path):
+    good = tasks.digit_sort(length=2, heldout=20)
+
+    def mad(answer, acted, truth):
+        grade = good.grade(answer, acted, truth)
+        return Grade(reward=grade.reward * jnp.nan, components=grade.components, valid=grade.valid)
+
+    task = dataclasses.replace(good, grade_fn=mad)
+    with pytest.raises(NonFiniteError, match="step 3: 3 updates in a row were refused because a reward"):
+        run(tiny(task=task, steps=6, max_nonfinite=3), tmp_path / "mad")
+    assert read_metrics(tmp_path / "mad")["nonfinite/skipped"][1] == [1, 2, 3]
+
+
+def test_answers_that_cannot_be_graded_change_nothing(tmp_path):
+    good = tasks.digit_sort(length=2, heldout=20)
+
+    def absent(answer, acted, truth):
+        grade = good.grade(answer, acted, truth)
+        return Grade(reward=grade.reward, components=grade.components, valid=jnp.zeros_like(grade.valid))
+
+    config = tiny(task=dataclasses.replace(good, grade_fn=absent), warmup=WarmUp(max_steps=0))
+    result = run(config, tmp_path / "absent")
+    curves = read_metrics(result.folder)
+    assert curves["invalid_ratio"][1] == [1] * 4
+    assert curves["grad_norm"][1] == [0] * 4
+    from jaxrl_llm.programs import Programs
+
+    jax.tree.map(np.testing.assert_array_equal, result.params, Programs(config).fresh_params())
