@@ -77,7 +77,7 @@ def prompts(lengths, columns: int, vocab: int = VOCAB, seed: int = 0):
 def ragged(
     policy, params, *, prompts_of: int = 4, answers: int = 3, length: int = 5, seed: int = 0, noise: float = 0.0
 ):
-    """Graded answers of all lengths, some of them invalid. `noise` moves the recorded log-probabilities apart."""
+    """Graded answers of all lengths, ever more of them invalid. `noise` moves the recorded log-probabilities apart."""
     rng = np.random.default_rng(seed)
     shape = (prompts_of, answers, length)
     prompt, mask = prompts(rng.integers(1, 5, prompts_of), 4, policy.vocab_size, seed)
@@ -85,11 +85,10 @@ def ragged(
     size = rng.integers(1, length + 1, shape[:2])
     size[0, 0], size[-1, -1] = length, 1
     acted = jnp.asarray(np.arange(length)[None, None, :] < size[..., None])
-    valid = rng.random(shape[:2]) < 0.8
-    valid[0, :2], valid[-1, -1] = True, False
+    valid = np.arange(answers)[None, :] >= np.arange(prompts_of)[:, None]  # prompt p has p invalid answers
     logp, _ = jit(answer_logp, static_argnums=0)(policy, params, prompt, mask, answer, acted)
     moved = logp + noise * jnp.asarray(rng.normal(size=shape), jnp.float32)
-    reward = jnp.asarray(rng.integers(0, 2, shape[:2]), jnp.float32)
+    reward = jnp.asarray(np.add.outer(np.arange(prompts_of), np.arange(answers)) % 2, jnp.float32)
     return Rollout(
         prompt=prompt,
         prompt_mask=mask,

@@ -62,6 +62,13 @@ def plain_answer_logits(config, params, prompt, prompt_mask, answer, xp=np):
     return xp.stack(rows).reshape(*answer.shape, -1)
 
 
+def plain_value(config, params, prompt, prompt_mask, answer):
+    """log π of every answer token [P G T], in float64."""
+    logits = plain_answer_logits(config, params, prompt, prompt_mask, answer)
+    probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    return np.log(np.take_along_axis(probability, np.asarray(answer)[..., None], axis=-1)[..., 0])
+
+
 def plain_logp(config, params, prompt, prompt_mask, answer):
     """log π of every answer token [P G T], to be differentiated."""
     logits = plain_answer_logits(config, params, prompt, prompt_mask, answer, xp=jnp)
