@@ -166,7 +166,7 @@ class Progress:
         return Group(bar, numbers)
 
 
-def sparkline(values: list[float], width: int) -> str:
+def sparkline(values: list[int | float], width: int) -> str:
     """Values as a row of at most `width` block characters, each the mean of its share; lowest value lowest block."""
     finite = [value for value in values if abs(value) < float("inf")]
     count = min(width, len(finite))
@@ -203,7 +203,10 @@ def before_after_rows(
 
 
 def constant_verdict(
-    accuracy: float | None, constant_accuracy: float, problems: int | None, constant_answer: str | None = None
+    accuracy: int | float | None,
+    constant_accuracy: int | float,
+    problems: int | None,
+    constant_answer: str | None = None,
 ) -> str:
     """One sentence: is the greedy accuracy above that of the best constant answer?
 
@@ -228,7 +231,7 @@ def constant_verdict(
 def before_after_table(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
-    constant_accuracy: float | None,
+    constant_accuracy: int | float | None,
     *,
     problems: int | None = None,
     constant_answer: str | None = None,
@@ -265,7 +268,7 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _value(value: float | None, fraction: bool, n: int | None) -> str:
+def _value(value: int | float | None, fraction: bool, n: int | None) -> str:
     if value is None:
         return ""
     if not fraction:
@@ -274,7 +277,7 @@ def _value(value: float | None, fraction: bool, n: int | None) -> str:
     return f"{value:.1%}" + (f" ({100 * low:.1f}-{100 * high:.1f})" if n else "")
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: int | float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

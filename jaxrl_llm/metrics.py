@@ -76,6 +76,8 @@ FAMILIES = (
 SAMPLE_KEYS = ("prompt", "answer", "reward", "advantage", "truncated")
 FILES = ("metrics.jsonl", "samples.jsonl")
 
+Curve = tuple[list[int], list[int | float]]  # steps and values
+
 
 class RunError(ValueError):
     """A run folder that does not exist, is none, or is damaged; the message names the folder, or the file and line."""
@@ -181,20 +183,20 @@ class MetricsLog:
             _write(self._samples, {"step": step, **row})
 
 
-def read_metrics(folder: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float]]]:
+def read_metrics(folder: str | os.PathLike[str]) -> dict[str, Curve]:
     """Every metric of a run: name -> (steps, values), of equal length, only steps at which it was logged.
 
     A last line without an end is still being written and is left out. A run without a row gives {}.
     Raises RunError: no such folder, not a run folder, a damaged line (named by file and line).
     """
-    curves: dict[str, tuple[list[int], list[float]]] = {}
+    curves: dict[str, Curve] = {}
     for row in _rows(run_folder(folder) / "metrics.jsonl"):
         words = row.pop("nonfinite", {})
         step = row.pop("step")
         for name, value in row.items():
             steps, values = curves.setdefault(name, ([], []))
             steps.append(step)
-            values.append(float(words.get(name, "nan")) if value is None else value)
+            values.append(float(words.get(name, "nan") if value is None else value))
     return curves
 
 
@@ -218,7 +220,7 @@ def run_folder(folder: str | os.PathLike[str]) -> pathlib.Path:
     raise RunError(f"{path} {problem}{hint}")
 
 
-def wilson_interval(fraction: float, n: int) -> tuple[float, float]:
+def wilson_interval(fraction: int | float, n: int) -> tuple[float, float]:
     """95% interval (Wilson) of the chance of success where `fraction` of `n` independent trials succeeded."""
     z = 1.959964
     centre = (fraction + z**2 / (2 * n)) / (1 + z**2 / n)

@@ -33,7 +33,7 @@ MOST_CHARACTERS = 1500
 def write_report(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> pathlib.Path:
     """Write the page that shows or compares the runs of these folders; returns its path.
 
-    Raises RunError where a folder is no run folder or a file in it is damaged, ValueError for no folder.
+    Raises RunError where no folder is named, one is no run folder, or a file in it is damaged.
     """
     import jinja2
 
@@ -66,6 +66,7 @@ def curve_png(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[
     """Draw reward and held-out accuracy over the steps as one PNG; returns its path. Raises as `write_report`."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     runs = read_runs(folders)
     path = pathlib.Path(out)
@@ -75,7 +76,7 @@ def curve_png(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[
         for axes, panel in zip(figure.subplots(1, 2), headline_panels(), strict=True):
             plot(axes, panel, runs)
             axes.set_title(panel.title, loc="left", fontweight="bold")
-        handles = [mpl.lines.Line2D([], [], color=run.colour) for run in runs]
+        handles = [Line2D([], [], color=run.colour) for run in runs]
         if len(runs) > 1:
             legend = figure.legend(
                 handles, [run.name for run in runs], loc="outside lower center", ncols=4, frameon=False

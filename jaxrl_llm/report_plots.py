@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
-from jaxrl_llm.metrics import RunError, meaning, read_metrics, read_samples, run_folder, wilson_interval
-
-Curve = tuple[list[int], list[float]]
+from jaxrl_llm.metrics import Curve, RunError, meaning, read_metrics, read_samples, run_folder, wilson_interval
 
 # Okabe and Ito's palette, which stays apart for the colour-blind, without its yellow, which is lost on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.edgecolor": "#999999",
     "axes.labelcolor": "#444444",
@@ -98,7 +96,7 @@ class Run:
 def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
     """The runs of the folders, named by as many last parts of their paths as tell them apart."""
     if not folders:
-        raise ValueError("no run folder was named")
+        raise RunError("no run folder was named")
     paths = [run_folder(folder) for folder in folders]
     full = [path.resolve().parts for path in paths]
     depth = next((n for n in range(1, max(map(len, full))) if len({parts[-n:] for parts in full}) == len(full)), 1)
@@ -123,9 +121,7 @@ def headline_panels() -> tuple[Panel, Panel]:
 
 def panels(runs: Sequence[Run]) -> tuple[list[Panel], list[Panel]]:
     """The plots that the runs have curves for: those of every report, and one for each metric left over."""
-    names = sorted(
-        {name for run in runs for name in run.metrics} | {n for run in runs for n in run.summary.get("before", {})}
-    )
+    names = sorted({name for run in runs for name in run.metrics})
     passes = sorted((name for name in names if name.startswith("eval/pass@")), key=lambda name: int(name[10:]))
     components = [
         Panel(f"Reward component: {name[17:]}", "mean", (name,))
@@ -134,7 +130,7 @@ def panels(runs: Sequence[Run]) -> tuple[list[Panel], list[Panel]]:
     ]
     ends = tuple(dict.fromkeys([*passes[:1], *passes[-1:]]))
     wanted = [*headline_panels(), Panel("pass@k, held-out", "% of problems", ends, percent=True), *components, *PANELS]
-    main = [panel for panel in wanted if any(run.curve(name)[0] for run in runs for name in panel.names)]
+    main = [panel for panel in wanted if set(panel.names) & set(names)]
     shown = {name for panel in main for name in (*panel.names, *panel.spread)} | set(passes)
     return main, [Panel(name, name, (name,), smooth=False) for name in names if name not in shown]
 
@@ -162,7 +158,7 @@ def draw(panel: Panel, runs: Sequence[Run]) -> str:
 def plot(axes: Any, panel: Panel, runs: Sequence[Run]) -> None:
     """Draw the curves of a panel: colour tells the run, dashes the metric; pale is what a running mean smooths."""
     factor = 100 if panel.percent else 1
-    seen: list[float] = []
+    seen: list[int | float] = []
     for number, run in enumerate(runs):
         for name, dash in zip(panel.names, DASHES, strict=False):
             steps, values = thinned(run.curve(name))
@@ -186,7 +182,7 @@ def plot(axes: Any, panel: Panel, runs: Sequence[Run]) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _spread(axes: Any, panel: Panel, run: Run, factor: float) -> None:
+def _spread(axes: Any, panel: Panel, run: Run, factor: int) -> None:
     """The band of the panel's spread, where it was logged at the same steps as the curve."""
     curves = [thinned(run.curve(name)) for name in panel.spread]
     middle = thinned(run.curve(panel.names[0]))
@@ -228,13 +224,13 @@ def thinned(curve: Curve) -> Curve:
     return [steps[min(i + size, len(steps)) - 1] for i in starts], [finite_mean(values[i : i + size]) for i in starts]
 
 
-def running_mean(values: list[float]) -> list[float]:
+def running_mean(values: list[int | float]) -> list[int | float]:
     """Mean over a window of a fifteenth of the curve, cut at the ends; a curve of up to 40 points stays as it is."""
     half = len(values) // 30 if len(values) > 40 else 0
     return [finite_mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))] if half else values
 
 
-def finite_mean(values: Sequence[float]) -> float:
+def finite_mean(values: Sequence[int | float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else math.nan
 
