@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from jaxrl_llm.types import Tokenizer
+
 CONTROLS = 3
 """pad, bos and eos are the ids 0, 1 and 2 of every tokenizer that is made here."""
 
@@ -240,8 +242,8 @@ def _write_whole(file: pathlib.Path, content: bytes) -> None:
     os.replace(draft.name, file)
 
 
-def decode_answers(tokenizer: Any, answer: Any, acted: Any) -> list[list[str]]:
-    """Texts [P][G] of the tokens of `answer` [P G T] where `acted` [P G T], spelled by a `types.Tokenizer`."""
+def decode_answers(tokenizer: Tokenizer, answer: Any, acted: Any) -> list[list[str]]:
+    """Texts [P][G] of the tokens of `answer` [P G T] where `acted` [P G T]."""
     answer, acted = np.asarray(answer), np.asarray(acted)
     return [
         [tokenizer.decode(ids[mask].tolist()) for ids, mask in zip(group, masks, strict=True)]

@@ -1,0 +1,235 @@
+"""Tasks graded outside JAX: questions as text, and answers as text to a pool of grader processes.
+
+questions  ->  tokenizer  ->  split  ->  Problems, whose truth is the index of the question
+ids [P G T]  ->  texts [P][G]  ->  pool  ->  Grade [P G]
+"""
+
+import dataclasses
+import inspect
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jaxrl_llm.rewards.pool import GraderPool
+from jaxrl_llm.spec import nearest
+from jaxrl_llm.tokenizers import (
+    CharTokenizer,
+    decode_answers,
+    load_sentencepiece,
+    smallest_vocabulary,
+    train_sentencepiece,
+)
+from jaxrl_llm.types import Grade, Problems, Tokenizer
+
+PIECES = 512
+"""How many pieces longer than a character a tokenizer may have that is trained on a task's own text."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """A prompt, one right answer (None: none is known), what the grader must be told, and where it comes from."""
+
+    prompt: str
+    answer: str | None
+    item: Mapping[str, Any]
+    where: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class HostTask:
+    """A `types.Task` graded by processes that can be killed; compared by identity.
+
+    `items[row]` is what the grader is told of the question whose truth is `row`. `counts` are the answers without a
+    grade so far, by cause (see `GraderPool`). `duplicates` questions were left out because they were asked already.
+    """
+
+    spec: str
+    tokenizer: Tokenizer
+    train: Problems
+    heldout: Problems
+    answer_length: int
+    items: Sequence[Mapping[str, Any]]
+    pool: GraderPool
+    duplicates: int = 0
+    component_names: tuple[str, ...] = ("correct",)
+    on_device: bool = False
+
+    def grade(self, answer: Any, acted: Any, truth: Mapping[str, Any]) -> Grade:
+        """Grades of answers [P G T], tokens where `acted` [P G T], to the questions truth["row"] [P].
+
+        The reward is what the grader says of the text; it is the only component. An answer counts only when it is
+        finished, that is when its last token is its only EOS: any other is wrong (0), without its text being read.
+        An answer that the grader could not grade is not valid, and has reward 0.
+        """
+        answer, acted, rows = np.asarray(answer), np.asarray(acted), np.asarray(truth["row"])
+        texts = decode_answers(self.tokenizer, answer, acted)
+        finished = _finished(answer, acted, self.tokenizer.eos)
+        asked = {(p, g): (int(rows[p]), texts[p][g]) for p, g in np.argwhere(finished).tolist()}
+        distinct = list(dict.fromkeys(asked.values()))  # a group often says the same thing many times
+        grades = self.pool.grade([{**self.items[row], "answer": text} for row, text in distinct])
+        graded = dict(zip(distinct, grades, strict=True))
+        reward, valid = np.zeros(finished.shape, np.float32), np.ones(finished.shape, bool)
+        for place, question in asked.items():
+            valid[place] = graded[question] is not None
+            reward[place] = graded[question] or 0.0
+        return Grade(reward=jnp.asarray(reward), components=jnp.asarray(reward)[..., None], valid=jnp.asarray(valid))
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many answers had no grade so far, by cause."""
+        return dict(self.pool.counts)
+
+    def close(self) -> None:
+        """End the grader processes; they end with the task or the program otherwise."""
+        self.pool.close()
+
+
+def _finished(answer: Int[np.ndarray, "P G T"], acted: Bool[np.ndarray, "P G T"], eos: int) -> Bool[np.ndarray, "P G"]:
+    """True where exactly one acted token is the EOS, and none is acted after it."""
+    ends = acted & (answer == eos)
+    behind = np.cumsum(ends, -1) - ends > 0
+    return ends.any(-1) & ~(acted & behind).any(-1)
+
+
+def host_task(
+    spec: str,
+    questions: Sequence[Question],
+    tokenizer: str,
+    lengths: tuple[int | None, int],
+    split: tuple[int, int],
+    pool: GraderPool,
+) -> HostTask:
+    """The task of these questions. `lengths` is (L or None for the longest prompt, T), `split` (held-out, seed).
+
+    Questions asked before are left out. Raises ValueError where a question is spelled too long or not at all, where
+    one is asked twice with two answers, and where no question would be left to train on.
+    """
+    kept = _asked_once(questions)
+    heldout, seed = split
+    if len(kept) < 2:
+        raise ValueError(f"two different questions are needed, one of them to hold out, and there is {len(kept)}")
+    if not 1 <= heldout < len(kept):
+        raise ValueError(f"heldout must be from 1 to {len(kept) - 1} of these {len(kept)} questions, not {heldout}")
+    made = make_tokenizer(tokenizer, [text for q in kept for text in (q.prompt, q.answer) if text is not None])
+    prompts = [[made.bos, *_encode(made, q.prompt, q.where)] for q in kept]
+    answers = [[] if q.answer is None else [*_encode(made, q.answer, q.where), made.eos] for q in kept]
+    wanted, T = lengths
+    L = max(map(len, prompts)) if wanted is None else wanted
+    _require_fit("prompt", prompts, L, kept)
+    _require_fit("answer", answers, T, kept)
+    draws = random.Random(seed)
+    order = np.argsort([draws.random() for _ in kept], kind="stable").astype(np.int32)
+
+    def table(rows: Int[np.ndarray, " N"]) -> Problems:
+        prompt, prompt_mask = _pad([prompts[row] for row in rows], L, made.pad, left=True)
+        solution, solution_mask = _pad([answers[row] for row in rows], T, made.pad, left=False)
+        return Problems(
+            prompt=jnp.asarray(prompt),
+            prompt_mask=jnp.asarray(prompt_mask),
+            solution=jnp.asarray(solution),
+            solution_mask=jnp.asarray(solution_mask),
+            truth={"row": jnp.asarray(rows)},
+        )
+
+    return HostTask(
+        spec=spec,
+        tokenizer=made,
+        train=table(order[heldout:]),
+        heldout=table(order[:heldout]),
+        answer_length=T,
+        items=[q.item for q in kept],
+        pool=pool,
+        duplicates=len(questions) - len(kept),
+    )
+
+
+def _asked_once(questions: Sequence[Question]) -> list[Question]:
+    first: dict[str, Question] = {}
+    for q in questions:
+        earlier = first.setdefault(q.prompt, q)
+        if earlier.answer != q.answer:
+            raise ValueError(f"{q.where} asks what {earlier.where} asks, with another answer: {q.prompt[:80]!r}")
+    return list(first.values())
+
+
+def require_tokenizer(choice: str) -> None:
+    """Raise ValueError unless `make_tokenizer` knows the choice, and OSError where its file is missing or damaged."""
+    if choice.endswith(".model"):
+        load_sentencepiece(choice)
+    elif choice not in ("char", "sentencepiece"):
+        known = nearest(choice, ["char", "sentencepiece"])
+        raise ValueError(f"there is no tokenizer {choice!r}{known}; or give the path of a SentencePiece .model file")
+
+
+def make_tokenizer(choice: str, texts: Sequence[str]) -> Tokenizer:
+    """`char`: the characters of the texts; `sentencepiece`: trained on them; `*.model`: a SentencePiece file."""
+    require_tokenizer(choice)
+    if choice == "char":
+        return CharTokenizer("".join(sorted(set().union(*texts))))
+    if choice == "sentencepiece":
+        return train_sentencepiece(texts, smallest_vocabulary(texts) + PIECES)
+    return load_sentencepiece(choice)
+
+
+def _encode(tokenizer: Tokenizer, text: str, where: str) -> list[int]:
+    try:
+        return tokenizer.encode(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _require_fit(name: str, ids: Sequence[Sequence[int]], length: int, questions: Sequence[Question]) -> None:
+    """Nothing is ever cut to fit: a cut prompt is another question, and a cut answer a wrong one."""
+    sizes = [len(row) for row in ids]
+    over = sum(size > length for size in sizes)
+    if over:
+        longest = max(sizes)
+        raise ValueError(
+            f"{over} of {len(ids)} {name}s are longer than {name}_length={length}; the longest has {longest} tokens "
+            f"({questions[sizes.index(longest)].where}): give {name}_length={longest}, or leave those out"
+        )
+
+
+def _pad(
+    rows: Sequence[Sequence[int]], length: int, pad: int, *, left: bool
+) -> tuple[Int[np.ndarray, "N S"], Bool[np.ndarray, "N S"]]:
+    """Ids [N S] and their mask [N S], padded on the left or on the right."""
+    sizes = np.asarray([len(row) for row in rows])[:, None]
+    places = np.arange(length)[None, :]
+    mask = places >= length - sizes if left else places < sizes
+    ids = np.full(mask.shape, pad, np.int32)
+    ids[mask] = np.concatenate([np.asarray(row, np.int32) for row in rows])
+    return ids, mask
+
+
+def spelled(function: Callable[..., Any], argument: str, values: Mapping[str, Any]) -> str:
+    """`name:argument,key=value,...` as `spec.build` reads it, without the values that are the function's own defaults.
+
+    Raises ValueError for a value that cannot be written down so: text with a comma, lists, text that looks like a
+    number where the function does not say that it takes text.
+    """
+    parameters = inspect.signature(function).parameters
+    words = [f"{function.__name__}:{argument}"]
+    for key, value in sorted(values.items()):
+        known = key in parameters
+        if known and value == parameters[key].default:
+            continue
+        if not isinstance(value, str | int | float) or (isinstance(value, str) and not known and _looks_typed(value)):
+            raise ValueError(f"{key} takes true, false, a number or a word, not {value!r}")
+        words.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
+    for word in words:
+        if "," in word:
+            raise ValueError(f"{word!r} holds a comma, and could not be given on a command line")
+    return ",".join(words)
+
+
+def _looks_typed(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text in ("true", "false", "True", "False")
+    return True

@@ -1,0 +1,134 @@
+"""Any data set of reasoning-gym, by name, with its own scorer.
+
+The library is imported in the grader processes only: it takes seconds and much memory, and its names and options can be
+read from its source, so that a typing error is refused at once.
+"""
+
+import ast
+import importlib.util
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jaxrl_llm.rewards.pool import GraderPool
+from jaxrl_llm.spec import nearest
+from jaxrl_llm.tasks._host import HostTask, Question, host_task, require_tokenizer, spelled
+
+CHUNK = 32
+"""Questions made at a time."""
+
+MAKING = 600.0
+"""Seconds that a chunk may take: the slowest data sets make about two questions a second."""
+
+DRAWS = 4
+"""Questions drawn for each one wanted, at most, since some come twice."""
+
+SEEDS = 2000
+"""Split seeds. Item i of a data set is drawn from its seed + i, so seeds must lie far apart to give other questions."""
+
+
+def reasoning_gym(  # noqa: PLR0913 (what the command line can set)
+    name: str,
+    *,
+    size: int = 2000,
+    heldout: int = 200,
+    prompt_length: int | None = None,
+    answer_length: int = 32,
+    tokenizer: str = "char",
+    workers: int = 2,
+    seconds: float = 5.0,
+    threshold: float = 1.0,
+    split_seed: int = 0,
+    **task_options: Any,
+) -> HostTask:
+    """Reward 1 where the data set's scorer gives at least `threshold`, else 0; with threshold 0 the score itself.
+
+    Many scorers give junk a little (0.01 to 0.2), which is why the default asks for the full score. `size` questions to
+    train on and `heldout` others, all different; `split_seed` chooses both. The prompt is the question as it stands.
+    `tokenizer` is "char" (the characters of these questions), "sentencepiece" (trained on them) or a `.model` file.
+    `task_options` are the fields of the data set's configuration. Each answer is graded within `seconds`, in one of
+    `workers` processes.
+
+    Raises:
+        ValueError: a data set or option that does not exist, an option's value that the data set refuses, fewer
+            different questions than wanted, a question or answer that does not fit, or reasoning-gym is missing.
+    """
+    require_tokenizer(tokenizer)
+    _require_options(name, task_options)
+    if size < 1 or heldout < 1 or not 0 <= split_seed < SEEDS or not 0 <= threshold <= 1:
+        raise ValueError(f"size and heldout start at 1, split_seed is below {SEEDS}, and threshold is from 0 to 1")
+    own = {"size": size, "heldout": heldout, "prompt_length": prompt_length, "answer_length": answer_length}
+    own |= {"tokenizer": tokenizer, "workers": workers, "seconds": seconds, "threshold": threshold}
+    spec = spelled(reasoning_gym, name, own | {"split_seed": split_seed} | task_options)
+    draws = DRAWS * (size + heldout)
+    config = {**task_options, "seed": split_seed * 1_000_000, "size": draws}
+    pool = GraderPool("reasoning_gym", {"name": name, "config": config, "threshold": threshold}, workers, seconds)
+    try:
+        questions = _questions(name, pool, size + heldout, draws)
+        return host_task(spec, questions, tokenizer, (prompt_length, answer_length), (heldout, split_seed), pool)
+    except BaseException:
+        pool.close()
+        raise
+
+
+def _questions(name: str, pool: GraderPool, wanted: int, draws: int) -> list[Question]:
+    """The first `wanted` different questions among the first `draws` of the data set."""
+    found: dict[str, Question] = {}
+    round_ = CHUNK * 8
+    for begin in range(0, draws, round_):
+        starts = range(begin, min(begin + round_, draws), CHUNK)
+        chunks = [{"problems": [start, min(start + CHUNK, draws)]} for start in starts]
+        for chunk, problems in zip(chunks, pool.ask(chunks, MAKING), strict=True):
+            if problems is None:
+                raise ValueError(f"reasoning-gym cannot make {name}: {pool.last_error}")
+            for index, (prompt, answer) in enumerate(problems, chunk["problems"][0]):
+                item = {"index": index, "question": prompt}
+                new = Question(prompt=prompt, answer=answer, item=item, where=f"{name} number {index}")
+                found.setdefault(prompt, new)
+        if len(found) >= wanted:
+            return list(found.values())[:wanted]
+    raise ValueError(
+        f"{name} with these options has {len(found)} different questions among {draws} drawn: "
+        f"size + heldout can be at most {len(found)}"
+    )
+
+
+def _require_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for a data set or an option that does not exist, without importing the library."""
+    sources = _sources()
+    if name not in sources:
+        raise ValueError(f"reasoning-gym has no data set {name!r}{nearest(name, sorted(sources))}")
+    fields = _fields(name, sources[name])
+    for option in options:
+        if option == "seed":
+            raise ValueError("seed is not set directly: use split_seed")
+        if option not in fields:
+            choices = sorted({*fields, "heldout", "prompt_length", "answer_length", "split_seed", "threshold"})
+            raise ValueError(f"{name} has no option {option!r}{nearest(option, choices)}")
+
+
+def _sources() -> dict[str, pathlib.Path]:
+    """The source file of each data set, by name."""
+    package = importlib.util.find_spec("reasoning_gym")
+    if package is None or package.origin is None:
+        raise ValueError("reasoning-gym is not installed: pip install 'jaxrl_llm[tasks]'")
+    found = {}
+    for file in sorted(pathlib.Path(package.origin).parent.rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        if "register_dataset(" in text:
+            names = re.findall(r'^(?:DATASET_NAME = |register_dataset\(\s*)"(\w+)"', text, re.MULTILINE)
+            found |= dict.fromkeys(names, file)
+    return found
+
+
+def _fields(name: str, file: pathlib.Path) -> set[str]:
+    """Fields of the configuration class that the file registers with its data set."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+    for node in body:
+        call = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register_dataset":
+            config = classes[call.args[2].id]
+            return {field.target.id for field in config.body if isinstance(field, ast.AnnAssign)}
+    raise ValueError(f"cannot read the options of {name} in {file}")

@@ -1,0 +1,191 @@
+"""Rows that are refused, each with its place, and the parts of the library that read the others."""
+
+import importlib
+import io
+import pathlib
+import re
+
+import pytest
+import sentencepiece
+from host_texts import SUMS, as_parquet
+
+from jaxrl_llm import tokenizers
+from jaxrl_llm.tasks.reasoning_gym import reasoning_gym
+from jaxrl_llm.tasks.rows import rows
+
+GOOD = '{"prompt": "a", "answer": "1"}\n'
+BROKEN = {
+    "empty file": ("d.jsonl", "", "d.jsonl: the file is empty"),
+    "blank file": ("d.json", " \n\n ", "the file is empty"),
+    "empty csv": ("d.csv", "", "the file is empty"),
+    "no rows": ("d.json", "[]", "there is no row"),
+    "header only": ("d.csv", "prompt,answer\n", "there is no row"),
+    "latin-1": ("d.jsonl", b'{"prompt": "\xe9", "answer": "1"}\n', "not UTF-8 text (byte 12)"),
+    "utf-16": ("d.json", '[{"prompt": "a"}]'.encode("utf-16"), "not UTF-8 text (byte 0)"),
+    "binary csv": ("d.csv", bytes(range(256)), "not UTF-8 text"),
+    "open brace": ("d.jsonl", GOOD + '{"prompt": "a", "answer"\n', "d.jsonl: line 2: malformed JSON"),
+    "single quotes": ("d.jsonl", GOOD + "{'prompt': 'b', 'answer': '1'}\n", "line 2: malformed JSON"),
+    "trailing comma": ("d.jsonl", GOOD + '{"prompt": "b", "answer": "1",}\n', "line 2: malformed JSON"),
+    "two on a line": ("d.jsonl", GOOD + GOOD.strip() + GOOD, "line 2: malformed JSON"),
+    "comment": ("d.jsonl", "# rows\n" + GOOD, "line 1: malformed JSON"),
+    "cut list": ("d.json", '[{"prompt": "a", "answer": "1"},', "d.json: malformed JSON"),
+    "list and more": ("d.json", '[{"prompt": "a", "answer": "1"}] x', "malformed JSON"),
+    "nan": ("d.jsonl", GOOD + '{"prompt": "b", "answer": NaN}\n', "line 2: malformed JSON (NaN is no JSON number"),
+    "infinity": ("d.jsonl", GOOD + '{"prompt": "b", "answer": -Infinity}\n', "line 2: malformed JSON"),
+    "control character": ("d.jsonl", GOOD + '{"prompt": "b\t", "answer": "1"}\n', "line 2: malformed JSON"),
+    "deep": ("d.jsonl", GOOD + '{"prompt": ' + "[" * 100_000 + "\n", "line 2: malformed JSON"),
+    "field twice": (
+        "d.jsonl",
+        GOOD + '{"prompt": "b", "answer": "1", "answer": "2"}\n',
+        "line 2: malformed JSON (a field",
+    ),
+    "a list": ("d.jsonl", GOOD + '["b", "1"]\n', "line 2: not an object"),
+    "a string": ("d.jsonl", GOOD + '"prompt"\n', "line 2: not an object"),
+    "a number": ("d.json", '[{"prompt": "a", "answer": "1"}, 7]', "row 2: not an object with fields but '7'"),
+    "null row": ("d.json", '[{"prompt": "a", "answer": "1"}, null]', "row 2: not an object"),
+    "wrapped": ("d.json", '{"data": [{"prompt": "a", "answer": "1"}]}', "no column 'prompt' (choices: data)"),
+    "pretty object": ("d.json", '{\n"prompt": "a"\n}', "line 1: malformed JSON"),
+    "no answer": ("d.jsonl", GOOD + '{"prompt": "b"}\n', "line 2: field 'answer' is missing"),
+    "no prompt": ("d.jsonl", GOOD + "\n" + '{"answer": "b"}\n' + GOOD, "line 3: field 'prompt' is missing"),
+    "empty object": ("d.json", f"[{GOOD}, {{}}]", "row 2: field 'prompt' is missing"),
+    "other case": ("d.jsonl", '{"Prompt": "a", "answer": "1"}\n' * 2, "no column 'prompt'; did you mean 'Prompt'?"),
+    "other name": ("d.csv", "prompt,anwser\na,1\nb,2\n", "no column 'answer'; did you mean 'anwser'?"),
+    "other separator": ("d.csv", "prompt;answer\na;1\n", "no column 'prompt'"),
+    "null answer": ("d.jsonl", GOOD + '{"prompt": "b", "answer": null}\n', "line 2: field 'answer' is empty (null)"),
+    "null prompt": ("d.jsonl", GOOD + '{"prompt": null, "answer": "1"}\n', "line 2: field 'prompt' is empty (null)"),
+    "empty answer": ("d.jsonl", GOOD + '{"prompt": "b", "answer": ""}\n', "line 2: field 'answer' is blank"),
+    "blank prompt": ("d.jsonl", GOOD + '{"prompt": " \\n\\t ", "answer": "1"}\n', "line 2: field 'prompt' is blank"),
+    "blank in csv": ("d.csv", "prompt,answer\na,1\nb, \n", "d.csv: line 3: field 'answer' is blank"),
+    "nothing in csv": ("d.csv", "prompt,answer\na,1\n,2\n", "line 3: field 'prompt' is blank"),
+    "bool": (
+        "d.jsonl",
+        GOOD + '{"prompt": "b", "answer": true}\n',
+        "line 2: field 'answer' is neither text nor a number",
+    ),
+    "list answer": ("d.jsonl", GOOD + '{"prompt": "b", "answer": ["1"]}\n', "line 2: field 'answer' is neither text"),
+    "dict prompt": ("d.jsonl", GOOD + '{"prompt": {"a": "b"}, "answer": "1"}\n', "of type dict"),
+    "messages": ("d.json", '[{"prompt": [{"role": "user"}], "answer": "1"}]', "row 1: field 'prompt' is neither text"),
+    "half a pair": ("d.jsonl", GOOD + '{"prompt": "b\\ud83d", "answer": "1"}\n', "line 2: field 'prompt' holds half a"),
+    "short csv row": ("d.csv", "prompt,answer\na,1\nb\n", "line 3: 1 fields where the header has 2"),
+    "long csv row": ("d.csv", "prompt,answer\na,1\nb,2,3\n", "line 3: 3 fields where the header has 2"),
+    "open quote": ("d.csv", 'prompt,answer\na,"1\nb,2\n', "malformed CSV"),
+    "quote inside": ("d.csv", 'prompt,answer\na,"1"2\n', "line 2: malformed CSV"),
+    "huge csv field": ("d.csv", "prompt,answer\na," + "1" * 200_000 + "\n", "line 2: malformed CSV"),
+    "column twice": ("d.csv", "prompt,answer,answer\na,1,2\n", "line 1: a column is named twice"),
+    "two answers": ("d.jsonl", GOOD * 2 + '{"prompt": "a", "answer": "2"}\n', "line 3 asks what "),
+    "one question": ("d.jsonl", GOOD * 5, "two different questions are needed"),
+    "not parquet": ("d.parquet", "PAR1 not really", "d.parquet: cannot be loaded"),
+    "empty parquet": ("d.parquet", "", "d.parquet: cannot be loaded"),
+    "text file": ("d.txt", GOOD, "rows are read from .json, .jsonl, .csv, .parquet files"),
+    "packed": ("d.jsonl.gz", GOOD, "rows are read from"),
+    "no suffix": ("d", GOOD, "rows are read from"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_refused_with_the_place(write, name):
+    file, content, words = BROKEN[name]
+    path = write(content, file)
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        rows(path, workers=1)
+    assert file in str(error.value) or name == "one question"
+
+
+def test_a_broken_parquet_column_is_refused_with_the_place(write, tmp_path):
+    table = [{"prompt": "a", "answer": 1.5}, {"prompt": "b", "answer": None}]
+    path = write(as_parquet(table, tmp_path / "made.parquet"), "some.parquet")
+    with pytest.raises(ValueError, match=r"some\.parquet: row 2: field 'answer' is empty"):
+        rows(path, workers=1)
+    with pytest.raises(ValueError, match=r"some\.parquet: there is no column 'anser'; did you mean 'answer'"):
+        rows(path, answer="anser", workers=1)
+    path = write(as_parquet([{"prompt": "a", "answer": float("nan")}], tmp_path / "made.parquet"), "other.parquet")
+    with pytest.raises(ValueError, match="row 1: field 'answer' is nan, which is no number"):
+        rows(path, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"match": "numerik"}, "no match 'numerik'; did you mean 'numeric'"),
+        ({"tokenizer": "chars"}, "no tokenizer 'chars'; did you mean 'char'"),
+        ({"tokenizer": "absent.model"}, "absent.model"),
+        ({"heldout": 0.0}, "heldout is a share"),
+        ({"heldout": -1.0}, "heldout is a share"),
+        ({"heldout": 2.5}, "heldout is a share"),
+        ({"heldout": 50.0}, "heldout must be from 1 to 49 of these 50 questions, not 50"),
+        ({"prompt_length": 4}, "50 of 50 prompts are longer than prompt_length=4; the longest has 5 tokens"),
+        ({"answer_length": 2}, "10 of 50 answers are longer than answer_length=2; the longest has 3 tokens"),
+        ({"split": "test"}, "one table: it has no split 'test'"),
+        ({"subset": "main"}, "one table: it has no split 'train' or subset 'main'"),
+        ({"prompt": "promt"}, "no column 'promt'; did you mean 'prompt'"),
+        ({"workers": 0}, "above 0"),
+        ({"seconds": 0.0}, "above 0"),
+    ],
+)
+def test_wrong_options_are_refused(write, options, words):
+    with pytest.raises((ValueError, OSError), match=re.escape(words)):
+        rows(write(SUMS), **options)
+
+
+@pytest.mark.parametrize("match", ["numeric", "math_verify"])
+def test_an_answer_that_could_never_match_is_refused(write, match):
+    table = [*SUMS[:3], {"prompt": "what?", "answer": "$" if match == "math_verify" else "nothing"}]
+    with pytest.raises(ValueError, match=r"data\.jsonl: line 4: the answer '.*' does not match itself"):
+        rows(write(table), match=match, workers=1, seconds=60.0)
+
+
+def test_a_character_that_a_tokenizer_lacks_is_refused_with_the_place(write):
+    options = {**tokenizers.TRAINER, "byte_fallback": False, "vocab_size": 30}
+    model = io.BytesIO()
+    texts = iter([row["prompt"] + row["answer"] for row in SUMS])
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_writer=model, **options)
+    path = write(model.getvalue(), "digits.model")
+    with pytest.raises(ValueError, match=r"data\.jsonl: line 51: character 'x' at position 1"):
+        rows(write([*SUMS, {"prompt": "1x", "answer": "2"}]), tokenizer=path, workers=1)
+
+
+def test_absent_files_and_hub_names_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file '.*absent\.csv'"):
+        rows(str(tmp_path / "absent.csv"))
+    with pytest.raises(ValueError, match=r"rows are read from .* or a data set OWNER/NAME"):
+        rows(str(tmp_path))
+    with pytest.raises(ValueError, match=r"nobody/nothing: cannot be loaded: .*without a network"):
+        rows("nobody/nothing")
+
+
+def test_a_hub_name_is_read_by_the_library(monkeypatch):
+    datasets = importlib.import_module("datasets")
+    asked = []
+
+    def load(*args, **options):
+        asked.append((args, options))
+        return datasets.Dataset.from_list([{**row, "other": 1} for row in SUMS])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with rows("owner/name", split="test", subset="main", workers=1).pool as pool:
+        assert asked == [(("owner/name",), {"name": "main", "split": "test"})]
+        assert pool.counts["errors"] == 0
+
+
+def test_a_path_with_a_comma_is_refused(write):
+    with pytest.raises(ValueError, match="comma"):
+        rows(write(SUMS, "a,b.jsonl"))
+
+
+@pytest.mark.parametrize("package", ["reasoning_gym", "math_verify"])
+def test_a_missing_package_is_named(write, monkeypatch, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(ValueError, match=r"pip install 'jaxrl_llm\[tasks\]'"):
+        reasoning_gym("chain_sum") if package == "reasoning_gym" else rows(write(SUMS), match="math_verify")
+
+
+def test_a_refusal_leaves_no_process(write):
+    def children():
+        return {p for t in pathlib.Path("/proc/self/task").iterdir() for p in (t / "children").read_text().split()}
+
+    before = children()
+    for build in (lambda: rows(write(SUMS), heldout=50.0), lambda: reasoning_gym("products", max_digits=1)):
+        with pytest.raises(ValueError, match=r"at most|must be"):
+            build()
+    assert children() <= before
