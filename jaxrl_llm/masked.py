@@ -32,7 +32,7 @@ def mean(
     whose rewards are all equal has advantages of exactly 0 rather than of rounding noise.
     """
     n = count(where, axis, keepdims=True)
-    peak = jnp.max(jnp.where(where, x, -jnp.inf), axis=axis, keepdims=True)
+    peak = jnp.max(jnp.where(where, x, -jnp.inf), axis=axis, keepdims=True, initial=-jnp.inf)
     peak = jax.lax.stop_gradient(jnp.where(n > 0, peak, 0))
     inside = jnp.where(where, x, jnp.broadcast_to(peak, x.shape)) - peak
     value = peak + jnp.sum(inside, axis=axis, keepdims=True) / jnp.maximum(n, 1).astype(x.dtype)

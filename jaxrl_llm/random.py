@@ -23,9 +23,11 @@ class Stream(enum.IntEnum):
 
 
 def stream_key(seed: int, stream: Stream) -> Key[Array, ""]:
-    """Key of one stream of a run. A seed that was not set is an error: TypeError."""
+    """Key of one stream of a run. A seed that was not set is a TypeError, one that JAX would cut a ValueError."""
     if seed is None or isinstance(seed, bool):
         raise TypeError(f"seed must be an integer, not {seed!r}: an unset seed would make every run the same draw")
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be from 0 to 2**32 - 1, not {seed}: JAX keeps 32 bits, and two seeds would be one")
     return jax.random.fold_in(jax.random.key(seed), int(stream))
 
 

@@ -38,7 +38,7 @@ def build(module: types.ModuleType, text: str, kind: str) -> Any:
         raise SpecError(f"{kind}: there is no {name!r}{nearest(name, sorted(functions))}")
     parameters = dict(inspect.signature(functions[name]).parameters)
     positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
-    if bool(positional) != bool(colon and argument):
+    if not bool(positional) == bool(colon) == bool(argument):
         form = f"{name}:{positional[0].upper()}" if positional else name
         raise SpecError(f"{kind}: write {form!r}, not {head!r}")
     arguments = {positional[0]: argument} if positional else {}
@@ -49,6 +49,8 @@ def build(module: types.ModuleType, text: str, kind: str) -> Any:
         extra = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         if key not in parameters and not extra:
             raise SpecError(f"{kind}: {name} has no argument {key!r}{nearest(key, sorted(parameters))}")
+        if key in arguments:
+            raise SpecError(f"{kind}: {key!r} is given twice in {text!r}")
         arguments[key] = _read(
             value, parameters[key].annotation if key in parameters else None, f"{kind}: {name}: {key}"
         )

@@ -22,6 +22,7 @@ class Traits:
     uses_self      the credit of an answer depends on its own reward in a nonlinear or baseline-coupled way
     minimum_group  smallest G that gives a signal at all
     centred        a group whose rewards are all equal gets exactly 0
+    keeps_zero     a credit of 0 stays 0, so a centred link before it in a chain stays centred
     needs          names of `Rollout.extras` that it reads
     f_prime        (p, G) -> expected weight on the gradient of the pass rate p, for 0/1 rewards, where it is known
     """
@@ -31,6 +32,7 @@ class Traits:
     uses_self: bool = False
     minimum_group: int = 1
     centred: bool = False
+    keeps_zero: bool = True
     needs: tuple[str, ...] = ()
     f_prime: Callable[[float, int], float] | None = None
 
@@ -67,19 +69,24 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
 
 
 def _chained(traits: list[Traits]) -> Traits:
-    """Claims that survive composition: the worst of each, and no closed form beyond a single link."""
+    """Claims that survive composition: the worst of each, and no closed form beyond a single link.
+
+    Two links that both compare the answers of a group (minimum_group > 1) leave no claim on the bias, that is "no":
+    the second sees credits that are no longer independent. Only the first link sees rewards as they were given.
+    """
     if len(traits) == 1:
         return traits[0]
     only_scaled = [t for t in traits if t.unbiased != "yes"]
-    unbiased = (
-        "no" if any(t.unbiased == "no" for t in traits) or len(only_scaled) > 1 else "scaled" if only_scaled else "yes"
-    )
+    comparing = [t for t in traits if t.minimum_group > 1]
+    unclaimed = any(t.unbiased == "no" for t in traits) or len(only_scaled) > 1 or len(comparing) > 1
+    unbiased = "no" if unclaimed else "scaled" if only_scaled else "yes"
     return Traits(
         unbiased=unbiased,
         scale=only_scaled[0].scale if unbiased == "scaled" else None,
         uses_self=any(t.uses_self for t in traits),
         minimum_group=max(t.minimum_group for t in traits),
-        centred=any(t.centred for t in traits),
+        centred=traits[0].centred and all(t.keeps_zero for t in traits[1:]),
+        keeps_zero=all(t.keeps_zero for t in traits),
         needs=tuple(dict.fromkeys(name for t in traits for name in t.needs)),
     )
 

@@ -32,12 +32,18 @@ class Objective:
         reference_logp: Float[Array, "B G T"],
         entropy: Float[Array, "B G T"],
     ) -> Float[Array, ""]:
-        """The part of the loss that these rows of the batch contribute; the parts of all rows add up to the loss."""
+        """The part of the loss that these rows of the batch contribute; the parts of all rows add up to the loss.
+
+        Where the weight is 0 the arrays may hold anything, NaN included: the inputs are masked, not the sum, because
+        a NaN that only the sum leaves out still comes back through the gradient.
+        """
+        tokens = (logp, behaviour_logp, advantage, reference_logp, entropy)
+        logp, behaviour_logp, advantage, reference_logp, entropy = (jnp.where(weights > 0, x, 0) for x in tokens)
         value = self.surrogate(logp, behaviour_logp, advantage)
         for penalty in self.penalties:
             if penalty.placement == "loss":
                 value = value - penalty.coefficient * penalty.cost(logp, reference_logp, entropy)
-        return -jnp.sum(jnp.where(weights > 0, weights * value, 0))
+        return -jnp.sum(weights * value)
 
     def shaped_reward(
         self,

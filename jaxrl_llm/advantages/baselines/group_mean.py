@@ -18,14 +18,5 @@ def group_mean() -> AdvantageTransform:
         return jnp.where(rollout.valid, advantage - mean, 0)
 
     shrinkage = lambda p, g: (g - 1) / g  # noqa: E731
-    return stateless(
-        fn,
-        Traits(
-            unbiased="scaled",
-            scale=shrinkage,
-            uses_self=True,
-            minimum_group=2,
-            centred=True,
-            f_prime=shrinkage,
-        ),
-    )
+    claim = {"unbiased": "scaled", "scale": shrinkage, "f_prime": shrinkage}
+    return stateless(fn, Traits(**claim, uses_self=True, minimum_group=2, centred=True))

@@ -21,5 +21,5 @@ def moving_average(*, decay: float = 0.9) -> AdvantageTransform:
         state = (jnp.where(seen, decay * weighted + mean, weighted), jnp.where(seen, decay * weight + 1, weight))
         return jnp.where(rollout.valid, advantage - baseline, 0), state
 
-    traits = Traits(unbiased="yes", f_prime=lambda p, g: 1.0)
+    traits = Traits(unbiased="yes", keeps_zero=False, f_prime=lambda p, g: 1.0)
     return AdvantageTransform(lambda: (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)), update, traits)

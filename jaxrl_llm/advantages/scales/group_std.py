@@ -18,4 +18,4 @@ def group_std(*, ddof: int, eps: float) -> AdvantageTransform:
         sigma = masked.std(rollout.reward, rollout.valid, axis=-1, ddof=ddof, keepdims=True).astype(advantage.dtype)
         return jnp.where(rollout.valid, advantage / jnp.where(sigma > 0, sigma + eps, 1), 0)
 
-    return stateless(fn, Traits(unbiased="no", uses_self=True, minimum_group=2))
+    return stateless(fn, Traits(unbiased="no", uses_self=True))

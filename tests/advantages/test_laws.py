@@ -1,0 +1,138 @@
+"""Laws over every advantage transform found in the folders, and a broken member beside each law."""
+
+import dataclasses
+import inspect
+
+import chex
+import every_transform
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from broken_transforms import BROKEN
+from every_transform import MEMBERS, SINGLES
+from laws import LAWS, REWARD, VALID, an_all_equal_group_gets_0_if_centred, update
+
+from jaxrl_llm.advantages import (
+    apply,
+    bare_rollout,
+    chain,
+    group_mean,
+    leave_one_out,
+    moving_average,
+    no_baseline,
+    per_token,
+)
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("law", LAWS)
+def test_law(law, member):
+    LAWS[law](MEMBERS[member])
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_member_is_caught(name):
+    law, member, error = BROKEN[name]
+    with pytest.raises(error):
+        LAWS[law](member)
+
+
+def test_every_law_has_a_broken_member():
+    assert {law for law, _, _ in BROKEN.values()} == set(LAWS)
+
+
+@pytest.mark.parametrize("name", every_transform.found())
+def test_a_file_holds_one_public_function_named_as_the_file(name):
+    module = inspect.getmodule(every_transform.found()[name])
+    assert module is not None, f"advantages: the file {name}.py has no function {name}"
+    own = [
+        key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__
+    ]
+    assert [key for key in own if not key.startswith("_")] == [name]
+
+
+def test_a_transform_without_an_instance_fails_with_its_name():
+    def newcomer(*, temperature: float):
+        raise AssertionError
+
+    with pytest.raises(LookupError, match=r"newcomer .*: give it a row"):
+        every_transform.build("newcomer", newcomer)
+    with pytest.raises(LookupError, match="lost"):
+        every_transform.build("lost", None)
+
+
+def test_no_row_of_instances_is_left_over():
+    assert {key.partition("(")[0] for key in every_transform.INSTANCES} <= set(every_transform.found())
+
+
+# chain
+
+
+@pytest.mark.parametrize("second", SINGLES)
+@pytest.mark.parametrize("first", SINGLES)
+def test_a_chain_is_centred_where_it_says_so(first, second):
+    pair = chain(SINGLES[first], SINGLES[second])
+    assert pair.traits.minimum_group == max(SINGLES[first].traits.minimum_group, SINGLES[second].traits.minimum_group)
+    if pair.traits.centred:
+        an_all_equal_group_gets_0_if_centred(pair, jit=False)
+
+
+def test_chain_runs_from_left_to_right_and_keeps_each_state():
+    rollout = bare_rollout(jnp.asarray(REWARD), jnp.asarray(VALID))
+    for first in SINGLES.values():
+        for second in (group_mean(), moving_average()):
+            middle, one = update(first, REWARD, VALID, jit=False)
+            last, two = second.update(middle, second.init(), rollout)
+            chex.assert_trees_all_equal(update(chain(first, second), REWARD, VALID, jit=False), (last, (one, two)))
+
+
+def test_chain_of_one_is_its_link():
+    link = leave_one_out()
+    credit, state = update(chain(link), REWARD, VALID)
+    np.testing.assert_array_equal(credit, update(link, REWARD, VALID)[0])
+    assert state == ((),)
+    assert chain(link).traits == link.traits
+
+
+def test_chain_refuses_the_state_of_another_chain():
+    with pytest.raises(ValueError, match="zip"):
+        update(chain(group_mean(), no_baseline()), REWARD, VALID, ((),), jit=False)
+
+
+# per_token
+
+ACTED = np.arange(5) < np.random.default_rng(0).integers(0, 6, size=(8, 4, 1))
+
+
+def token_credit(transform, reward=REWARD, acted=ACTED):
+    reward = jnp.asarray(reward)
+    rest = {name: jnp.zeros(acted.shape) for name in ("behaviour_logp", "policy_logp")}
+    rollout = dataclasses.replace(
+        bare_rollout(reward, jnp.asarray(VALID)),
+        answer=jnp.zeros(acted.shape, jnp.int32),
+        acted=jnp.asarray(acted),
+        **rest,
+    )
+    return np.asarray(per_token(transform).update(reward, transform.init(), rollout)[0])
+
+
+@pytest.mark.parametrize("member", SINGLES)
+def test_per_token_gives_acted_tokens_of_valid_answers_the_credit_of_their_answer(member):
+    credit = np.asarray(update(SINGLES[member], REWARD, VALID)[0])
+    tokens = token_credit(SINGLES[member], np.where(VALID, REWARD, np.nan))
+    where = ACTED & VALID[..., None]
+    np.testing.assert_allclose(tokens, np.where(where, credit[..., None], 0), rtol=1e-6)
+    assert per_token(SINGLES[member]).traits == SINGLES[member].traits
+
+
+def test_per_token_gives_nothing_to_padding_and_does_not_divide_by_length():
+    assert np.all(token_credit(no_baseline())[~ACTED] == 0)
+    longer = np.concatenate([ACTED, np.zeros_like(ACTED)], axis=-1)
+    np.testing.assert_array_equal(token_credit(group_mean(), acted=longer)[..., :5], token_credit(group_mean()))
+    hole = ACTED.copy()
+    hole[..., 1] = False  # a token between two acted ones that the policy did not choose
+    assert np.all(token_credit(no_baseline(), acted=hole)[..., 1] == 0)
+
+
+def test_apply_takes_bare_arrays():
+    np.testing.assert_allclose(apply(leave_one_out(), jnp.array([[6.0, 3.0], [9.0, 12.0]])), [[3, -3], [-3, 3]])

@@ -1,0 +1,205 @@
+"""Every trait that a transform claims, against exact expectations over all groups of small bandits, in float64."""
+
+import dataclasses
+
+import enumerate_groups
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from enumerate_groups import Table, cosine, credit_of_batches, expected_gradient, tables
+from every_transform import MEMBERS, SINGLES, of_recipes
+
+from jaxrl_llm import masked
+from jaxrl_llm.advantages import (
+    AdvantageTransform,
+    Traits,
+    bare_rollout,
+    chain,
+    group_mean,
+    group_std,
+    leave_one_out,
+    moving_average,
+    no_baseline,
+    stateless,
+)
+
+SIZES = [(1, 2, 4), (1, 3, 3), (2, 3, 2)]  # prompts, group, outcomes
+CLAIMING = {name: t for name, t in MEMBERS.items() if t.traits.f_prime is not None}
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def check_bias(transform, state=None):
+    """`unbiased` and `scale`. Raises AssertionError where they are false."""
+    angles = []
+    for prompts, group, outcomes in SIZES if transform.traits.unbiased != "no" else SIZES[-1:]:
+        for table in tables(prompts, outcomes):
+            mean = expected_gradient(transform, table, group, state)
+            angles.append(cosine(mean, table.gradient))
+            if transform.traits.unbiased != "no":
+                scale = transform.traits.scale(prompts, group) if transform.traits.unbiased == "scaled" else 1
+                np.testing.assert_allclose(mean, scale * table.gradient, rtol=1e-9, atol=1e-9)
+    if transform.traits.unbiased == "no":
+        assert min(angles) < 1 - 1e-6, "claims another direction, yet is proportional to the gradient on every table"
+
+
+def check_f_prime(transform):
+    """For 0/1 rewards the mean is f_prime(p, G) times the gradient of the pass rate p."""
+    for group in (2, 4):
+        for rewards, policy in zip(([1, 0, 0], [0, 1, 1], [0, 0, 1]), tables(1, 3), strict=True):
+            table = Table(policy.logits, np.array([rewards], float))
+            p = float(np.sum(table.probs * table.rewards))
+            mean = expected_gradient(transform, table, group)
+            np.testing.assert_allclose(mean, transform.traits.f_prime(p, group) * table.gradient, rtol=1e-9)
+
+
+def check_uses_self(transform):
+    """Without it, the credit of an answer rises with its own reward at slope 1 whatever the others earn."""
+    reward = np.random.default_rng(0).uniform(size=(2, 3))
+    steps = np.eye(6).reshape(6, 2, 3) * 1e-3
+    credit = credit_of_batches(transform.update)
+    rise = credit(jnp.asarray(reward + steps), transform.init()) - credit(
+        jnp.asarray(np.broadcast_to(reward, steps.shape)), transform.init()
+    )
+    coupled = not np.allclose(np.diag(rise.reshape(6, 6)), 1e-3, atol=1e-9)
+    assert transform.traits.uses_self == coupled
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_bias_is_as_claimed(member):
+    check_bias(MEMBERS[member])
+
+
+@pytest.mark.parametrize("member", CLAIMING)
+def test_weight_on_the_gradient_of_the_pass_rate_is_as_claimed(member):
+    check_f_prime(CLAIMING[member])
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_coupling_to_the_own_reward_is_as_claimed(member):
+    check_uses_self(MEMBERS[member])
+
+
+@pytest.mark.parametrize("second", SINGLES)
+@pytest.mark.parametrize("first", SINGLES)
+def test_a_chain_claims_no_more_than_it_keeps(first, second):
+    pair = chain(SINGLES[first], SINGLES[second])
+    if pair.traits.unbiased != "no":
+        check_bias(pair)
+
+
+def test_unbiased_recipes_say_so():
+    claims = {name: transform.traits.unbiased for name, transform in of_recipes().items()}
+    assert claims == {
+        "recipe bnpo": "no",
+        "recipe dr_grpo": "scaled",
+        "recipe grpo": "no",
+        "recipe reinforce": "yes",
+        "recipe rloo": "yes",
+    }
+
+
+# Each estimator by its own theorem, without its traits.
+
+
+@pytest.mark.parametrize("group", [2, 3, 4])
+def test_the_group_mean_shrinks_the_gradient_by_one_gth(group):
+    for table in tables(1, 3):
+        mean = expected_gradient(group_mean(), table, group)
+        np.testing.assert_allclose(mean, (group - 1) / group * table.gradient, rtol=1e-12)
+
+
+@pytest.mark.parametrize("group", [2, 3, 4])
+def test_leave_one_out_equals_the_gradient(group):
+    for table in tables(1, 3):
+        np.testing.assert_allclose(expected_gradient(leave_one_out(), table, group), table.gradient, rtol=1e-12)
+
+
+def test_division_by_the_group_deviation_turns_the_gradient():
+    grpo = chain(group_mean(), group_std(ddof=1, eps=1e-4))
+    angles = [cosine(expected_gradient(grpo, table, 4), table.gradient) for table in tables(1, 3)]
+    assert min(angles) < 0.9999
+
+
+def test_a_moving_average_is_unbiased_whatever_it_has_seen():
+    earlier = jnp.asarray(np.random.default_rng(1).uniform(size=(3, 4), low=-5, high=5))
+    transform = moving_average()
+    _, state = transform.update(earlier, transform.init(), bare_rollout(earlier))
+    assert state[1] > 0
+    check_bias(transform, state)
+
+
+def test_a_mean_that_includes_the_present_batch_is_caught():
+    def update(advantage, state, rollout):
+        state = 0.9 * state + 0.1 * masked.mean(advantage, rollout.valid)
+        return advantage - state, state
+
+    with pytest.raises(AssertionError):
+        check_bias(AdvantageTransform(lambda: jnp.zeros(()), update, Traits(unbiased="yes")))
+
+
+# Broken members: a false trait is caught.
+
+
+def claims(transform, **traits):
+    return transform._replace(traits=dataclasses.replace(transform.traits, **traits))
+
+
+FALSE_BIAS = {
+    "group mean, unbiased": claims(group_mean(), unbiased="yes"),
+    "group mean, (G-1)/(G+1)": claims(group_mean(), scale=lambda p, g: (g - 1) / (g + 1)),
+    "group mean, scaled by prompts": claims(group_mean(), scale=lambda p, g: (g - 1) / g / p),
+    "leave one out, scaled": claims(leave_one_out(), unbiased="scaled", scale=lambda p, g: (g - 1) / g),
+    "GRPO, unbiased": claims(chain(group_mean(), group_std(ddof=1, eps=1e-4)), unbiased="yes"),
+    "no baseline, another direction": claims(no_baseline(), unbiased="no"),
+    "best of the group as baseline, unbiased": stateless(
+        lambda a, rollout: a - jnp.max(a, axis=-1, keepdims=True), Traits(unbiased="yes")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FALSE_BIAS)
+def test_a_false_bias_is_caught(name):
+    with pytest.raises(AssertionError):
+        check_bias(FALSE_BIAS[name])
+
+
+def test_a_false_f_prime_is_caught():
+    for transform in (
+        claims(group_mean(), f_prime=lambda p, g: 1.0),
+        claims(chain(group_mean(), group_std(ddof=0, eps=1e-8)), f_prime=lambda p, g: (p * (1 - p)) ** -0.5),
+    ):
+        with pytest.raises(AssertionError):
+            check_f_prime(transform)
+
+
+def test_a_false_uses_self_is_caught():
+    for transform in (claims(group_mean(), uses_self=False), claims(leave_one_out(), uses_self=True)):
+        with pytest.raises(AssertionError):
+            check_uses_self(transform)
+
+
+# The enumerator itself.
+
+
+def test_assignments_are_all_there_and_their_probabilities_add_up():
+    every, probability = enumerate_groups.assignments(tables(2, 3)[0], 2)
+    assert every.shape == (81, 2, 2)
+    assert len(np.unique(every.reshape(81, 4), axis=0)) == 81
+    np.testing.assert_allclose(probability.sum(), 1, rtol=1e-12)
+
+
+def test_the_gradient_of_a_table_is_that_of_its_expected_reward():
+    table = tables(2, 4)[1]
+    value = lambda logits: jnp.mean(jnp.sum(jax.nn.softmax(logits) * table.rewards, axis=-1))  # noqa: E731
+    np.testing.assert_allclose(table.gradient, jax.grad(value)(jnp.asarray(table.logits)), rtol=1e-12)
+
+
+def test_expectations_refuse_float32():
+    with jax.enable_x64(False), pytest.raises(AssertionError, match="float64"):
+        expected_gradient(no_baseline(), tables(1, 3)[0], 2)

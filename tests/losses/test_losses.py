@@ -1,0 +1,197 @@
+"""Aggregations, surrogates and the objective: goldens of peers, gradients by cases, exact micro-batches."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxrl_llm import losses
+from jaxrl_llm.losses import (
+    Objective,
+    answer_mean,
+    answer_sum,
+    clipped,
+    cross_entropy,
+    entropy_bonus,
+    fixed_divisor,
+    k3,
+    kl,
+    reinforce,
+    token_mean,
+)
+
+AGGREGATES = {
+    "token_mean": token_mean(),
+    "answer_mean": answer_mean(),
+    "answer_sum": answer_sum(),
+    "fixed_divisor": fixed_divisor(divisor=4.0),
+}
+every_aggregate = pytest.mark.parametrize("name", AGGREGATES)
+
+# Losses 1..12 of three answers with 4, 2 and 0 acted tokens, as answers of three prompts and of one.
+LOSSES = np.arange(1.0, 13).reshape(3, 4)
+MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
+
+
+def random_batch(seed=0, prompts=8, group=3, length=5):
+    """where, and logp, behaviour_logp, advantage, reference_logp, entropy, each [P G T]; padding holds numbers."""
+    rng = np.random.default_rng(seed)
+    shape = (prompts, group, length)
+    where = np.arange(length) < rng.integers(0, length + 1, size=(prompts, group, 1))
+    logp, behaviour, reference = -rng.exponential(size=(3, *shape)).astype(np.float32)
+    advantage, entropy = rng.normal(size=(2, *shape)).astype(np.float32)
+    return where, (logp, behaviour, advantage, reference, np.abs(entropy))
+
+
+# Aggregations
+
+
+@every_aggregate
+@pytest.mark.parametrize("shape", [(3, 1, 4), (1, 3, 4)])
+def test_goldens_of_peers_that_drop_fully_masked_rows(name, shape):
+    golden = {"token_mean": 3.5, "answer_mean": 4.0, "answer_sum": 10.5, "fixed_divisor": 2.625}
+    weights = AGGREGATES[name](jnp.asarray(MASK.reshape(shape)))
+    assert weights.shape == shape
+    assert weights.dtype == jnp.float32
+    np.testing.assert_allclose(np.sum(weights * LOSSES.reshape(shape)), golden[name], rtol=1e-6)
+
+
+@every_aggregate
+def test_weights_depend_on_masks_alone(name):
+    assert list(inspect.signature(AGGREGATES[name]).parameters) == ["where"]
+
+
+@every_aggregate
+def test_no_token_gives_0_and_a_finite_gradient(name):
+    where, arrays = random_batch()
+    weights = AGGREGATES[name](jnp.zeros(where.shape, bool))
+    np.testing.assert_array_equal(weights, 0)
+    value, gradient = slope_of("clipped, k3 and entropy")(weights, *arrays)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@every_aggregate
+def test_padding_tokens_answers_or_prompts_changes_no_weight(name):
+    where, _ = random_batch()
+    weights = AGGREGATES[name](jnp.asarray(where))
+    padded = AGGREGATES[name](jnp.asarray(np.pad(where, ((0, 5), (0, 2), (0, 3)))))
+    np.testing.assert_allclose(padded[:8, :3, :5], weights, rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(padded)[np.pad(~where, ((0, 5), (0, 2), (0, 3)), constant_values=True)], 0)
+
+
+@every_aggregate
+def test_eight_devices_give_the_weights_of_one(name):
+    where, _ = random_batch()
+    mesh = Mesh(np.asarray(jax.devices()[:8]), ("prompts",), axis_types=(AxisType.Auto,))
+    split = jax.device_put(jnp.asarray(where), NamedSharding(mesh, PartitionSpec("prompts")))
+    actual = jax.block_until_ready(jax.jit(AGGREGATES[name])(split))
+    np.testing.assert_allclose(actual, jax.block_until_ready(AGGREGATES[name](jnp.asarray(where))), rtol=1e-6)
+
+
+@pytest.mark.parametrize("divisor", [0.0, -1.0, float("nan")])
+def test_a_divisor_that_is_not_above_0_is_refused(divisor):
+    with pytest.raises(ValueError, match="divisor must be above 0"):
+        fixed_divisor(divisor=divisor)
+
+
+@every_aggregate
+def test_peer_defect_extra_division_by_the_batch(name):
+    """Twice the same batch is the same estimate: the gradient of what makes the tokens is unchanged."""
+    where, arrays = random_batch()
+
+    def gradient(copies, aggregate):
+        twice = [np.concatenate([x] * copies) for x in arrays]
+        weights = aggregate(jnp.asarray(np.concatenate([where] * copies)))
+        _, slope = slope_of("clipped, k3 and entropy")(weights, *twice)
+        return np.sum(slope * np.cos(twice[0]))  # of one parameter, on which every log-probability depends
+
+    honest = AGGREGATES[name]
+    np.testing.assert_allclose(gradient(2, honest), gradient(1, honest), rtol=1e-5)
+    again = lambda where: honest(where) / where.shape[0]  # noqa: E731
+    assert not np.isclose(gradient(2, again), gradient(1, again), rtol=0.1)
+
+
+# The objective
+
+OBJECTIVES = {
+    "clipped, k3 and entropy": Objective(
+        surrogate=clipped(low=0.2, high=0.28, dual=3.0),
+        aggregate=token_mean(),
+        penalties=(kl(k3, 0.1, "loss"), entropy_bonus(0.01)),
+    ),
+    "reinforce": Objective(surrogate=reinforce(), aggregate=answer_mean()),
+    "imitation": Objective(surrogate=cross_entropy, aggregate=answer_sum()),
+}
+
+
+@functools.cache
+def slope_of(name):
+    """Compiled loss and its gradient in logp."""
+    return jax.jit(jax.value_and_grad(OBJECTIVES[name].loss, argnums=1))
+
+
+every_objective = pytest.mark.parametrize("name", OBJECTIVES)
+
+
+@every_objective
+def test_parts_of_micro_batches_add_up_to_the_whole(name):
+    objective = OBJECTIVES[name]
+    where, arrays = random_batch()
+    weights = objective.aggregate(jnp.asarray(where))
+    value, gradient = slope_of(name)(weights, *arrays)
+    for cut in ([[0, 1, 2, 3], [4, 5, 6, 7]], [[7, 0], [2, 4], [1, 3], [5, 6]]):
+        parts = [slope_of(name)(*(np.asarray(x)[rows] for x in (weights, *arrays))) for rows in cut]
+        np.testing.assert_allclose(sum(part for part, _ in parts), value, rtol=1e-5)
+        for rows, (_, part) in zip(cut, parts, strict=True):
+            np.testing.assert_array_equal(part, np.asarray(gradient)[rows])
+
+
+def test_peer_defect_accumulation_changes_the_loss():
+    """A denominator of each micro-batch's own, averaged: another loss as soon as lengths differ."""
+    objective = OBJECTIVES["clipped, k3 and entropy"]
+    where, arrays = random_batch()
+    loss = lambda rows: slope_of("clipped, k3 and entropy")(  # noqa: E731
+        objective.aggregate(jnp.asarray(where[rows])), *(x[rows] for x in arrays)
+    )[0]
+    whole, local = loss(slice(0, 8)), [loss(slice(0, 4)), loss(slice(4, 8))]
+    assert not np.isclose(np.mean(local), whole, rtol=1e-2)
+
+
+@every_objective
+@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 1e30])
+def test_what_padding_holds_leaks_into_neither_loss_nor_gradient(name, junk):
+    objective = OBJECTIVES[name]
+    where, arrays = random_batch()
+    weights = objective.aggregate(jnp.asarray(where))
+    expected = slope_of(name)(weights, *(np.where(where, x, np.float32(0)) for x in arrays))
+    actual = slope_of(name)(weights, *(np.where(where, x, np.float32(junk)) for x in arrays))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    assert np.isfinite(expected[0])
+
+
+def test_the_loss_is_minus_the_weighted_surrogate_less_penalties():
+    where, (logp, behaviour, advantage, reference, entropy) = random_batch()
+    objective = OBJECTIVES["clipped, k3 and entropy"]
+    actual, _ = slope_of("clipped, k3 and entropy")(
+        objective.aggregate(jnp.asarray(where)), logp, behaviour, advantage, reference, entropy
+    )
+    logp, behaviour, advantage, reference, entropy = map(jnp.asarray, (logp, behaviour, advantage, reference, entropy))
+    terms = clipped(low=0.2, high=0.28, dual=3.0)(logp, behaviour, advantage)
+    terms = terms - 0.1 * k3(logp, reference, entropy) + 0.01 * entropy
+    np.testing.assert_allclose(actual, -np.mean(np.asarray(terms)[where]), rtol=1e-5)
+
+
+def test_imitation_is_the_usual_cross_entropy():
+    where, arrays = random_batch()
+    actual, _ = slope_of("imitation")(token_mean()(jnp.asarray(where)), *arrays)
+    np.testing.assert_allclose(actual, -np.mean(arrays[0][where]), rtol=1e-6)
+
+
+def test_losses_exports_what_it_lists():
+    assert losses.__all__ == sorted(losses.__all__)
+    assert all(hasattr(losses, name) for name in losses.__all__)
