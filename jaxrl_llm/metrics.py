@@ -237,7 +237,7 @@ def _number(name: str, value: Any) -> int | float:
         return operator.index(value)
     except TypeError:
         pass
-    if isinstance(value, str) or not hasattr(value, "__float__"):
+    if not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, not {value!r}")
     return float(value)
 

@@ -61,7 +61,8 @@ def test_a_file_gets_the_first_line_the_last_and_one_now_and_then(clock):
     console = plain()
     with Progress(100, console=console, interval=30.0, clock=clock) as progress:
         drive(progress, clock, range(1, 101))
-    lines = text_of(console).splitlines()
+        lines = text_of(console).splitlines()
+    assert text_of(console).splitlines() == lines
     assert [line.split()[1] for line in lines] == ["1/100", "31/100", "61/100", "91/100", "100/100"]
     assert lines[1] == "RL 31/100  reward 0.625  entropy 1.250  KL 0.0125  length 7.5  tokens/s 3,100  1:09 left"
 

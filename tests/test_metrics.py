@@ -105,6 +105,7 @@ def test_steps_must_rise(tmp_path):
         log.log(2, {"loss": 0.0})
         with pytest.raises(ValueError, match="step 2 after step 2"):
             log.log(2, {"loss": 0.0})
+    assert read_metrics(tmp_path) == {"loss": ([2], [0.0])}
 
 
 def test_samples_have_exactly_their_keys(tmp_path):
@@ -174,7 +175,7 @@ def test_missing_rows_are_told(run):
 
 @pytest.mark.parametrize(
     "damage",
-    [b'{"step": 3, "lo', b"", b"[1]", b'{"loss": 1.0}', b'{"step": "3"}', b'{"step": 1}', b'{"step": true}', b"\xff"],
+    [b'{"step": 3, "lo', b"", b"[1]", b'{"loss": 1.0}', b'{"step": "3"}', b'{"step": 1}', b'{"step": 3.0}', b"\xff"],
 )
 def test_a_damaged_line_is_named_by_file_and_number(run, damage):
     lines = (run / "metrics.jsonl").read_bytes().split(b"\n")

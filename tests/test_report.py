@@ -220,7 +220,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
 
 
 def test_the_plot_for_the_readme_bears_any_folder_name(tmp_path):
-    folders = [make_run(tmp_path / name, 50) for name in ("$\\frac", "_hidden")]
+    folders = [make_run(tmp_path / name, 50) for name in ("$\\frac$", "_hidden")]
     path = curve_png(folders, tmp_path / "images" / "curve.png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
