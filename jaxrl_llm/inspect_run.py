@@ -73,13 +73,14 @@ def sample_run(
     if prompts:
         tokens, mask = pad_prompts(task.tokenizer, prompts)
     else:
-        first: Problems = jax.tree.map(lambda x: np.asarray(x)[:5], task.heldout)
+        first: Problems = jax.tree.map(lambda x: x[:5], task.heldout)
         tokens, mask = first.prompt, first.prompt_mask
     rows = jnp.arange(len(tokens))
     keys = random.answer_keys(random.stream_key(seed, random.Stream.SAMPLE), step, rows, answers)
     stopping = Stopping(eos=task.tokenizer.eos, pad=task.tokenizer.pad, length=task.answer_length)
-    out = fetch(jax.jit(lambda p: generate(programs.policy, p, tokens, mask, keys, rules, stopping))(params))
+    out = jax.jit(lambda p: generate(programs.policy, p, tokens, mask, keys, rules, stopping))(params)
     reward = None if prompts else np.asarray(task.grade(out.answer, out.acted, first.truth).reward)
+    out = fetch(out)
     table = Table(title=f"{run}, step {step}")
     for heading in ("prompt", "answer", "log-probability (nats)", *([] if reward is None else ["reward"])):
         table.add_column(heading)

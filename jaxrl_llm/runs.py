@@ -21,29 +21,31 @@ def default_folder(config: Config) -> pathlib.Path:
     return pathlib.Path("runs") / re.sub(r"[^\w.-]+", "_", "-".join(words))
 
 
-def open_folder(config: Config, out: str | os.PathLike[str] | None, resume: bool) -> pathlib.Path:
-    """Make the folder of a new run, or check that of a run to resume, and write config.json.
+def check_folder(config: Config, out: str | os.PathLike[str] | None, resume: bool) -> pathlib.Path:
+    """The folder of a new run, or of the run to resume; nothing is written.
 
     Raises RunError: a new run in a folder that holds one; a resumed run whose folder holds none, or another
-    configuration (the first field that differs is named). Nothing is lost either way.
+    configuration (the first field that differs is named).
     """
     folder = default_folder(config) if out is None else pathlib.Path(out)
-    path = folder / "config.json"
-    ours = json.loads(json.dumps(config.to_json()))
     if not resume:
-        if path.exists():
+        if (folder / "config.json").exists():
             raise RunError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
-        write_json(path, ours | {"versions": versions})
         return folder
     theirs = read_config(folder)
-    for name, value in ours.items():
+    for name, value in json.loads(json.dumps(config.to_json())).items():
         if theirs.get(name) != value:
             raise RunError(
                 f"{folder} was run with {name}={theirs.get(name)!r}, not {value!r}: resume it as it was begun"
             )
     return folder
+
+
+def write_config(folder: pathlib.Path, config: Config) -> None:
+    """Make the folder and write config.json: every field, and the versions that computed the numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
+    write_json(folder / "config.json", config.to_json() | {"versions": versions})
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:

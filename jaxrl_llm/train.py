@@ -20,7 +20,7 @@ from jaxrl_llm.metrics import MetricsLog, read_metrics
 from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.report import write_report
-from jaxrl_llm.runs import open_folder, read_summary, stoppable, write_json
+from jaxrl_llm.runs import check_folder, read_summary, stoppable, write_config, write_json
 from jaxrl_llm.sharding import fetch, must_block
 from jaxrl_llm.tokenizers import decode_answers
 from jaxrl_llm.types import Rollout
@@ -64,8 +64,10 @@ def train(
     Raises ConfigError or RunError before anything is compiled, NonFiniteError after `max_nonfinite` refused updates in
     a row (the site named, the parameters of the last good update saved), StoppedError when asked to stop.
     """
+    folder = check_folder(config, out, resume)
     programs = Programs(config)
-    folder = open_folder(config, out, resume)
+    if not resume:
+        write_config(folder, config)
     evaluator = Evaluator(
         programs.policy, config.task, programs.mesh, config.seed, config.eval_problems, config.eval_samples
     )
@@ -181,14 +183,12 @@ class _Journal:
 
     def evaluate(self, evaluator: Evaluator, params: Params, step: int) -> None:
         """Add held-out figures to the row that waits."""
+        jax.block_until_ready(params)  # or the step would count as evaluation
         began = time.perf_counter()
-        jax.block_until_ready(params)
-        waited = time.perf_counter()
         self.evaluation = evaluator(params, step)
-        seconds = time.perf_counter() - waited
+        seconds = time.perf_counter() - began
         self.aside += seconds
         self.pending[3].update(self.evaluation, **{"perf/eval_seconds": seconds})
-        del began
 
     def flush(self) -> None:
         """Write the row that waits, if one does. Raises NonFiniteError when too many updates were refused."""

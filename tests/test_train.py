@@ -26,7 +26,7 @@ def tiny(**changes) -> Config:
     fields = dict(
         task="digit_sort,length=2,heldout=20",
         model=TINY,
-        warmup=WarmUp(max_steps=5, check_every=5, batch=16),
+        warmup=WarmUp(max_steps=100, check_every=20, batch=40, learning_rate=1e-2, accuracy=0.3),
         steps=4,
         prompts_per_step=8,
         answers_per_prompt=4,
@@ -77,7 +77,7 @@ def test_a_checkpoint_can_be_evaluated_and_sampled(finished, capsys):
     capsys.readouterr()
     sample_run(folder, [], step=None, answers=2, rules=SamplingRules(), seed=0)
     assert "reward" in capsys.readouterr().out
-    sample_run(folder, ["31="], step=None, answers=2, rules=SamplingRules(temperature=0), seed=0)
+    sample_run(folder, ["31="], step=None, answers=2, rules=SamplingRules(temperature=0.0), seed=0)
     assert "31=" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'x'"):
         sample_run(folder, ["x"], step=None, answers=2, rules=SamplingRules(), seed=0)
@@ -111,12 +111,11 @@ def test_same_seed_same_numbers_other_seed_others(finished, tmp_path):
 @pytest.mark.parametrize("name", recipes.__all__)
 def test_every_recipe_moves_the_policy(name, tmp_path):
     recipe = spec.build(recipes, name, "recipe")
-    # With a target of 0.01 warm-up ends at once, and some answers are right: there is a signal to move by.
     result = run(tiny(recipe=recipe, steps=2, answers_per_prompt=16), tmp_path / name)
     curves = read_metrics(result.folder)
     assert np.isfinite(curves["grad_norm"][1]).all()
     assert max(curves["grad_norm"][1]) > 0
-    assert max(curves["kl"][1]) > 0 or name == "reinforce" or min(curves["frac_reward_zero_std"][1]) < 1
+    assert curves["kl"][1][-1] > 0  # the policy of the second step is another one
 
 
 def test_a_grader_gone_mad_stops_the_run_by_name(tmp_path):
@@ -124,7 +123,7 @@ def test_a_grader_gone_mad_stops_the_run_by_name(tmp_path):
 
     def mad(answer, acted, truth):
         grade = good.grade(answer, acted, truth)
-        return Grade(reward=grade.reward * jnp.nan, components=grade.components, valid=grade.valid)
+        return Grade(reward=jnp.full_like(grade.reward, jnp.nan), components=grade.components, valid=grade.valid)
 
     task = dataclasses.replace(good, grade_fn=mad)
     with pytest.raises(NonFiniteError, match="step 3: 3 updates in a row were refused because a reward"):
