@@ -22,7 +22,6 @@ ROW_NAMES = {
     "eval/majority": "majority answer",
     "eval/mean_length": "mean length (tokens)",
     "eval/clipped_ratio": "cut at length limit",
-    "eval/entropy": "entropy (nats/token)",
 }
 
 
@@ -119,8 +118,8 @@ class Progress:
         row, figures = self._row, {}
         if "reward/mean" in row:
             figures["reward"] = f"{row['reward/mean']:.3f}"
-        elif "warmup/loss" in row or "loss" in row:
-            figures["loss"] = f"{row.get('warmup/loss', row.get('loss')):.4f}"
+        elif "loss" in row:
+            figures["loss"] = f"{row['loss']:.4f}"
         if self._accuracy is not None:
             step, accuracy = self._accuracy
             figures["held-out"] = f"{accuracy:.1%}" + (f" @{step}" if step != self._step else "")

@@ -47,22 +47,13 @@ GLOSSARY: dict[str, str] = {
     "nonfinite/site": "where a value was not finite: 0 nowhere, 1 reward, 2 log-probability, 3 gradient, 4 parameter",
     "num_tokens": "answer tokens sampled so far, count",
     "epoch": "passes over the training problems so far",
-    "warmup/loss": "cross-entropy of the solutions in supervised warm-up, nats per token",
     "eval/accuracy": "fraction of held-out problems that the greedy answer solves",
     "eval/majority": "fraction of held-out problems that the most frequent sampled answer solves",
     "eval/mean_length": "mean length of the greedy held-out answers, tokens, EOS included",
     "eval/clipped_ratio": "fraction of greedy held-out answers that ran into the length limit before an EOS",
-    "eval/entropy": "entropy of the policy at temperature 1 on held-out answers, nats per token",
-    "eval/problems": "held-out problems evaluated, count",
     "perf/step_seconds": "wall-clock time of the whole step, s",
-    "perf/rollout_seconds": "wall-clock time of sampling, s",
-    "perf/grade_seconds": "wall-clock time of grading, s",
-    "perf/update_seconds": "wall-clock time of the update, s",
     "perf/eval_seconds": "wall-clock time of the held-out evaluation, s",
-    "perf/checkpoint_seconds": "wall-clock time that the loop waited for a checkpoint, s",
-    "perf/compile_seconds": "wall-clock time spent in compilation so far, s",
     "perf/tokens_per_second": "answer tokens sampled per second of the whole step, tokens/s",
-    "perf/peak_memory": "largest memory in use on a device so far, GiB",
 }
 # Families of names: how the glossary spells the family, which names belong to it, and what they mean.
 FAMILIES = (

@@ -83,8 +83,7 @@ class Run:
     @property
     def problems(self) -> int | None:
         """Held-out problems, where the run tells."""
-        logged = self.metrics.get("eval/problems")
-        return self.summary.get("problems") or (int(logged[1][-1]) if logged else None)
+        return self.summary.get("problems")
 
     def curve(self, name: str) -> Curve:
         """A metric, with its value before training as step 0 where the summary has it."""

@@ -62,7 +62,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Write a file whole or not at all."""
     draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(draft, path)
 
 

@@ -97,7 +97,11 @@ def train(
             reference = reference_store.restore(programs.state_like().params)
             summary = read_summary(folder)
         journal = _Journal(programs, log, progress, _tokens_so_far(folder))
-        state = _loop(programs, evaluator, checkpoints, journal, stop, state, reference)
+        try:
+            state = _loop(programs, evaluator, checkpoints, journal, stop, state, reference)
+        except NonFiniteError:
+            write_report([folder], folder / "report.html")  # the curves show how it came about
+            raise
         checkpoints.wait()
     after = journal.evaluation or evaluator(state.params, config.steps)
     write_json(folder / "summary.json", summary | {"after": after})

@@ -20,7 +20,7 @@ def warm_up(
     evaluator: Evaluator,
     report: Callable[[int, dict[str, float]], Any],
     stopped: Callable[[], bool],
-) -> tuple[Params, dict[str, int | float]]:
+) -> tuple[Params, dict[str, int | float | None]]:
     """Parameters after warm-up, and how it went: steps, last loss, greedy held-out accuracy.
 
     It ends at the first look at which the accuracy has reached `warmup.accuracy`, or after `warmup.max_steps`; a policy
@@ -29,7 +29,7 @@ def warm_up(
     """
     settings = programs.config.warmup
     params = programs.fresh_params()
-    outcome = {"steps": 0, "loss": float("nan"), "accuracy": _accuracy(evaluator, params, 0)}
+    outcome = {"steps": 0, "loss": None, "accuracy": _accuracy(evaluator, params, 0)}
     if settings.max_steps == 0 or outcome["accuracy"] >= settings.accuracy:
         return params, outcome
     state = programs.start(programs.imitator, params)

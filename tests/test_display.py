@@ -184,7 +184,7 @@ def test_the_table_fits_eighty_columns():
         "eval/pass@128": 1.0,
         "eval/majority": 1.0,
         "eval/mean_length": 1000.0,
-        "eval/entropy": 1.0,
+        "eval/clipped_ratio": 1.0,
     }
     text = table_text(full, full, 1.0, problems=100, constant_answer="x" * 1000)
     labels = [line[:22].strip() for line in text.splitlines()[2:] if line.strip()]
@@ -193,7 +193,7 @@ def test_the_table_fits_eighty_columns():
         "pass@128, sampled",
         "majority answer",
         "mean length (tokens)",
-        "entropy (nats/token)",
+        "cut at length limit",
         "best constant answer",
     ]
 
