@@ -44,7 +44,7 @@ class Panel(NamedTuple):
     percent: bool = False
     log: bool = False  # logarithmic where the values span more than a factor of 50
     smooth: bool = True
-    spread: tuple[str, ...] = ()  # (standard deviation,) or (lowest, highest), drawn as a band where there is one run
+    spread: tuple[str, ...] = ()  # (lowest, highest), drawn as a band where there is one run
 
 
 PANELS = (
@@ -114,7 +114,7 @@ def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
 
 def headline_panels() -> tuple[Panel, Panel]:
     """The two plots that come first, and alone in the README."""
-    reward = Panel("Reward", "mean reward", ("reward/mean",), spread=("reward/std",))
+    reward = Panel("Reward", "mean reward", ("reward/mean",))
     return reward, Panel("Held-out accuracy", "% of problems, greedy answer", ("eval/accuracy",), percent=True)
 
 
@@ -187,10 +187,7 @@ def _spread(axes: Any, panel: Panel, run: Run, factor: int) -> None:
     middle = thinned(run.curve(panel.names[0]))
     if not curves or any(curve[0] != middle[0] for curve in curves):
         return
-    low, high = (running_mean(values) for _, values in (curves[0], curves[-1]))
-    if len(curves) == 1:
-        centre = running_mean(middle[1])
-        low, high = ([c + sign * s for c, s in zip(centre, high, strict=True)] for sign in (-1, 1))
+    low, high = (running_mean(values) for _, values in curves)
     axes.fill_between(middle[0], [factor * x for x in low], [factor * x for x in high], color=run.colour, **BAND)
 
 

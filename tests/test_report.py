@@ -24,6 +24,9 @@ SUMMARY = {
 }
 
 
+LENGTHS = (2.0, 6.0)
+
+
 def make_run(folder, steps, *, leave_out=(), config=None, summary=SUMMARY, text="1+1="):
     """A run folder as the trainer leaves it."""
     with MetricsLog(folder) as log:
@@ -33,6 +36,9 @@ def make_run(folder, steps, *, leave_out=(), config=None, summary=SUMMARY, text=
                 "reward/std": 0.5,
                 "reward/component/format": 1.0,
                 "entropy": 2.0 / step,
+                "completions/min_length": LENGTHS[0],
+                "completions/mean_length": 3.0,
+                "completions/max_length": LENGTHS[1],
                 "kl": 0.01 * step,
                 "grad_norm": float("nan") if step == 2 else 10.0**step if step < 5 else 1.0,
                 "num_tokens": 100 * step,
@@ -148,16 +154,16 @@ def test_curves_of_several_runs_lie_in_one_plot(pair):
 
 
 def test_the_spread_is_a_band_around_one_run(pair):
-    reward, _ = headline_panels()
+    length = next(panel for panel in report_plots.PANELS if panel.names == ("completions/mean_length",))
     for chosen, bands in ((pair[:1], 1), (pair, 0)):
         axes = Figure().subplots()
-        plot(axes, reward, read_runs(chosen))
+        plot(axes, length, read_runs(chosen))
         assert len(axes.collections) == bands
     axes = Figure().subplots()
-    plot(axes, reward, read_runs(pair[:1]))
+    plot(axes, length, read_runs(pair[:1]))
     corners = axes.collections[0].get_paths()[0].vertices
-    assert corners[:, 1].min() == pytest.approx(1 / 6 - 0.5)
-    assert corners[:, 1].max() == pytest.approx(1.5)
+    assert corners[:, 1].min() == pytest.approx(LENGTHS[0])
+    assert corners[:, 1].max() == pytest.approx(LENGTHS[1])
 
 
 def test_a_metric_that_jumps_by_orders_of_magnitude_has_a_logarithmic_axis(pair):
