@@ -24,10 +24,7 @@ SUMMARY = {
 }
 
 
-LENGTHS = (2.0, 6.0)
-
-
-def make_run(folder, steps, *, leave_out=(), config=None, summary=SUMMARY, text="1+1="):
+def make_run(folder, steps, *, leave_out=(), config=None, summary=SUMMARY, text="1+1=", more=None):
     """A run folder as the trainer leaves it."""
     with MetricsLog(folder) as log:
         for step in range(1, steps + 1):
@@ -36,15 +33,13 @@ def make_run(folder, steps, *, leave_out=(), config=None, summary=SUMMARY, text=
                 "reward/std": 0.5,
                 "reward/component/format": 1.0,
                 "entropy": 2.0 / step,
-                "completions/min_length": LENGTHS[0],
-                "completions/mean_length": 3.0,
-                "completions/max_length": LENGTHS[1],
                 "kl": 0.01 * step,
                 "grad_norm": float("nan") if step == 2 else 10.0**step if step < 5 else 1.0,
                 "num_tokens": 100 * step,
                 "invalid_ratio": 0.0,
                 "perf/step_seconds": 30.0,
             }
+            row |= more or {}
             if step % 2 == 0:
                 row |= {"eval/accuracy": 0.5, "eval/pass@1": 0.4, "eval/pass@2": 0.6, "eval/pass@4": 0.8}
             log.log(step, {name: value for name, value in row.items() if name not in leave_out})
@@ -153,7 +148,9 @@ def test_curves_of_several_runs_lie_in_one_plot(pair):
     assert len(axes.collections) == 1  # the interval, where the number of problems is known
 
 
-def test_the_spread_is_a_band_around_one_run(pair):
+def test_the_spread_is_a_band_around_one_run(tmp_path):
+    lengths = {"completions/min_length": 2.0, "completions/mean_length": 3.0, "completions/max_length": 6.0}
+    pair = [make_run(tmp_path / name, 3, more=lengths) for name in ("a", "b")]
     length = next(panel for panel in report_plots.PANELS if panel.names == ("completions/mean_length",))
     for chosen, bands in ((pair[:1], 1), (pair, 0)):
         axes = Figure().subplots()
@@ -162,8 +159,8 @@ def test_the_spread_is_a_band_around_one_run(pair):
     axes = Figure().subplots()
     plot(axes, length, read_runs(pair[:1]))
     corners = axes.collections[0].get_paths()[0].vertices
-    assert corners[:, 1].min() == pytest.approx(LENGTHS[0])
-    assert corners[:, 1].max() == pytest.approx(LENGTHS[1])
+    assert corners[:, 1].min() == pytest.approx(2)
+    assert corners[:, 1].max() == pytest.approx(6)
 
 
 def test_a_metric_that_jumps_by_orders_of_magnitude_has_a_logarithmic_axis(pair):
