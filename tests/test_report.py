@@ -115,7 +115,7 @@ def test_a_page_of_one_run_shows_all_of_it(single):
         assert piece in single.text, piece
     assert single.titles() == [
         "Reward", "Held-out accuracy", "pass@k, held-out", "Reward component: format", "Entropy",
-        "KL to the reference", "Gradient norm", "invalid_ratio", "num_tokens", "perf/step_seconds",
+        "KL to the reference", "Gradient norm", "invalid_ratio", "num_tokens", "perf/step_seconds", "reward/std",
     ]  # fmt: skip
 
 
