@@ -56,9 +56,7 @@ PAINT.hidden = lambda: None
     ],
 )
 def test_built(text, value):
-    built = build(PAINT, text, "paint")
-    assert built == value
-    assert [type(x) for x in built] == [type(x) for x in value]
+    assert repr(build(PAINT, text, "paint")) == repr(value)  # types too: 3 is not 3.0
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,17 @@ from every_transform import MEMBERS, SINGLES
 from laws import LAWS, REWARD, VALID, an_all_equal_group_gets_0_if_centred, update
 
 from jaxrl_llm.advantages import (
+    Traits,
     apply,
     bare_rollout,
+    beta_density,
     chain,
     group_mean,
     leave_one_out,
     moving_average,
     no_baseline,
     per_token,
+    stateless,
 )
 
 
@@ -77,6 +80,12 @@ def test_a_chain_is_centred_where_it_says_so(first, second):
         an_all_equal_group_gets_0_if_centred(pair, jit=False)
 
 
+def test_only_the_first_link_is_centred_to_the_last_bit():
+    """A compiler may fuse what comes before a mean into the subtraction, and then the two round differently."""
+    assert not chain(beta_density(), group_mean()).traits.centred
+    assert chain(group_mean(), beta_density()).traits.centred
+
+
 def test_chain_runs_from_left_to_right_and_keeps_each_state():
     rollout = bare_rollout(jnp.asarray(REWARD), jnp.asarray(VALID))
     for first in SINGLES.values():
@@ -127,6 +136,8 @@ def test_per_token_gives_acted_tokens_of_valid_answers_the_credit_of_their_answe
 
 def test_per_token_gives_nothing_to_padding_and_does_not_divide_by_length():
     assert np.all(token_credit(no_baseline())[~ACTED] == 0)
+    credits_invalid = stateless(lambda a, rollout: a, Traits(unbiased="no"))
+    assert np.all(token_credit(credits_invalid)[~VALID] == 0)
     longer = np.concatenate([ACTED, np.zeros_like(ACTED)], axis=-1)
     np.testing.assert_array_equal(token_credit(group_mean(), acted=longer)[..., :5], token_credit(group_mean()))
     hole = ACTED.copy()

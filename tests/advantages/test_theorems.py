@@ -93,6 +93,15 @@ def test_a_chain_claims_no_more_than_it_keeps(first, second):
         check_bias(pair)
 
 
+def test_a_chain_of_two_scaled_links_claims_nothing():
+    double = stateless(lambda a, rollout: 2 * a, Traits(unbiased="scaled", scale=lambda p, g: 2.0))
+    check_bias(double)
+    check_bias(chain(double, leave_one_out()))
+    check_bias(chain(double, moving_average()))
+    assert chain(double, double).traits.unbiased == "no"
+    assert chain(double, group_mean()).traits.unbiased == "no"
+
+
 def test_unbiased_recipes_say_so():
     claims = {name: transform.traits.unbiased for name, transform in of_recipes().items()}
     assert claims == {
