@@ -118,6 +118,14 @@ def test_every_recipe_moves_the_policy(name, tmp_path):
     assert curves["kl"][1][-1] > 0  # the policy of the second step is another one
 
 
+def test_peer_defect_kl_between_identical_policies_at_another_temperature(tmp_path):
+    """Log-probabilities of policy and reference are taken at the same temperature: before any update their KL is 0."""
+    result = run(tiny(steps=1, temperature=0.7), tmp_path / "cool")
+    curves = read_metrics(result.folder)
+    assert abs(curves["kl"][1][0]) < 1e-6
+    assert curves["sampling/logp_difference_max"][1][0] < 1e-4
+
+
 def test_a_grader_gone_mad_stops_the_run_by_name(tmp_path):
     good = tasks.digit_sort(length=2, heldout=20)
 
