@@ -25,7 +25,8 @@ def train(
         resume: Go on from the newest checkpoint in that folder; the numbers are those of a run that never stopped.
         quiet: Show only the table at the end.
     """
-    from jaxrl_llm.train import NonFiniteError, StoppedError
+    from jaxrl_llm.journal import NonFiniteError
+    from jaxrl_llm.train import StoppedError
     from jaxrl_llm.train import train as run
 
     try:

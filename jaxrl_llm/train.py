@@ -4,33 +4,24 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import time
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from jaxrl_llm.checkpoint import Checkpoints
 from jaxrl_llm.config import Config
 from jaxrl_llm.display import Progress, before_after_table
 from jaxrl_llm.evaluate import Evaluator, best_constant
-from jaxrl_llm.learner import SITES, TrainState
+from jaxrl_llm.journal import Journal, NonFiniteError
+from jaxrl_llm.learner import TrainState
 from jaxrl_llm.metrics import MetricsLog, read_metrics
 from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.report import write_report
 from jaxrl_llm.runs import check_folder, read_summary, stoppable, write_config, write_json
-from jaxrl_llm.sharding import fetch, must_block
-from jaxrl_llm.tokenizers import decode_answers
-from jaxrl_llm.types import Rollout
+from jaxrl_llm.sharding import must_block
 from jaxrl_llm.warmup import warm_up
-
-SAMPLED_PROMPTS = 4  # prompts whose answers are shown in the table of samples
-
-
-class NonFiniteError(RuntimeError):
-    """So many updates in a row were refused that the run cannot go on."""
 
 
 class StoppedError(RuntimeError):
@@ -96,7 +87,7 @@ def train(
             state = checkpoints.restore(programs.state_like())
             reference = reference_store.restore(programs.state_like().params)
             summary = read_summary(folder)
-        journal = _Journal(programs, log, progress, _tokens_so_far(folder))
+        journal = Journal(programs, log, progress, _tokens_so_far(folder))
         try:
             state = _loop(programs, evaluator, checkpoints, journal, stop, state, reference)
         except NonFiniteError:
@@ -139,7 +130,7 @@ def _loop(
     programs: Programs,
     evaluator: Evaluator,
     checkpoints: Checkpoints,
-    journal: "_Journal",
+    journal: "Journal",
     stop: Any,
     state: TrainState,
     reference: Params,
@@ -169,76 +160,3 @@ def _loop(
 
 def _tokens_so_far(folder: pathlib.Path) -> int:
     return int(read_metrics(folder).get("num_tokens", ([], [0]))[1][-1])
-
-
-class _Journal:
-    """Writes the row of a step once the next one is under way, so that the device never waits for the host."""
-
-    def __init__(self, programs: Programs, log: MetricsLog, progress: Progress, tokens: int):
-        self.programs, self.log, self.progress, self.tokens = programs, log, progress, tokens
-        self.pending: tuple | None = None
-        self.evaluation: dict[str, float] = {}
-        self.mark, self.aside = time.perf_counter(), 0.0
-
-    def put(self, step: int, metrics: dict[str, Any], sample: tuple[Rollout, Any] | None) -> None:
-        """Take the row of a new step, still on the device, and write the one before."""
-        self.flush()
-        self.pending = (step, metrics, sample, {})
-
-    def evaluate(self, evaluator: Evaluator, params: Params, step: int) -> None:
-        """Add held-out figures to the row that waits."""
-        jax.block_until_ready(params)  # or the step would count as evaluation
-        began = time.perf_counter()
-        self.evaluation = evaluator(params, step)
-        seconds = time.perf_counter() - began
-        self.aside += seconds
-        self.pending[3].update(self.evaluation, **{"perf/eval_seconds": seconds})
-
-    def flush(self) -> None:
-        """Write the row that waits, if one does. Raises NonFiniteError when too many updates were refused."""
-        if self.pending is None:
-            return
-        (step, metrics, sample, extra), self.pending = self.pending, None
-        metrics = fetch(metrics)
-        now = time.perf_counter()
-        seconds, self.mark, self.aside = now - self.mark - self.aside, now, 0.0
-        config, task = self.programs.config, self.programs.task
-        components = metrics.pop("reward/component")
-        tokens = int(metrics.pop("num_tokens"))
-        self.tokens += tokens
-        row = {name: value.item() for name, value in metrics.items()} | extra
-        row |= {f"reward/component/{name}": float(x) for name, x in zip(task.component_names, components, strict=True)}
-        row |= {
-            "num_tokens": self.tokens,
-            "epoch": step / (len(task.train.prompt) // config.prompts_per_step),
-            "perf/step_seconds": seconds,
-            "perf/tokens_per_second": tokens / seconds,
-        }
-        self.log.log(step, row)
-        if sample is not None:
-            self.log.log_samples(step, sample_rows(task, *fetch(sample)))
-        self.progress.update(step, row)
-        if row["nonfinite/streak"] >= config.max_nonfinite:
-            site = SITES[int(row["nonfinite/site"]) - 1]
-            raise NonFiniteError(
-                f"step {step}: {int(row['nonfinite/streak'])} updates in a row were refused because a {site} was not "
-                f"finite; the parameters are those of the last good update"
-            )
-
-
-def sample_rows(
-    task: Any, rollout: Rollout, credit: np.ndarray, prompts: int = SAMPLED_PROMPTS
-) -> list[dict[str, Any]]:
-    """The answers to the first few prompts, as rows of the table of samples."""
-    answers = decode_answers(task.tokenizer, rollout.answer[:prompts], rollout.acted[:prompts])
-    return [
-        {
-            "prompt": task.tokenizer.decode(rollout.prompt[p][rollout.prompt_mask[p]].tolist()),
-            "answer": text,
-            "reward": float(rollout.reward[p, g]),
-            "advantage": float(credit[p, g]),
-            "truncated": bool(rollout.truncated[p, g]),
-        }
-        for p, group in enumerate(answers)
-        for g, text in enumerate(group)
-    ]

@@ -40,6 +40,7 @@ LAYERS = {
     "programs": 5,
     "runs": 5,
     "warmup": 5,
+    "journal": 5,
     "train": 5,
     "inspect_run": 6,
     "cli": 6,

@@ -1,0 +1,96 @@
+"""The log of a run, one step late: rows of metrics, tables of sampled answers, and the stop on refused updates."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrl_llm.display import Progress
+from jaxrl_llm.evaluate import Evaluator
+from jaxrl_llm.learner import SITES
+from jaxrl_llm.metrics import MetricsLog
+from jaxrl_llm.policies.policy import Params
+from jaxrl_llm.programs import Programs
+from jaxrl_llm.sharding import fetch
+from jaxrl_llm.tokenizers import decode_answers
+from jaxrl_llm.types import Rollout
+
+SAMPLED_PROMPTS = 4  # prompts whose answers are shown in the table of samples
+
+
+class NonFiniteError(RuntimeError):
+    """So many updates in a row were refused that the run cannot go on."""
+
+
+class Journal:
+    """Writes the row of a step once the next one is under way, so that the device never waits for the host."""
+
+    def __init__(self, programs: Programs, log: MetricsLog, progress: Progress, tokens: int):
+        self.programs, self.log, self.progress, self.tokens = programs, log, progress, tokens
+        self.pending: tuple | None = None
+        self.evaluation: dict[str, float] = {}
+        self.mark, self.aside = time.perf_counter(), 0.0
+
+    def put(self, step: int, metrics: dict[str, Any], sample: tuple[Rollout, Any] | None) -> None:
+        """Take the row of a new step, still on the device, and write the one before."""
+        self.flush()
+        self.pending = (step, metrics, sample, {})
+
+    def evaluate(self, evaluator: Evaluator, params: Params, step: int) -> None:
+        """Add held-out figures to the row that waits."""
+        jax.block_until_ready(params)  # or the step would count as evaluation
+        began = time.perf_counter()
+        self.evaluation = evaluator(params, step)
+        seconds = time.perf_counter() - began
+        self.aside += seconds
+        self.pending[3].update(self.evaluation, **{"perf/eval_seconds": seconds})
+
+    def flush(self) -> None:
+        """Write the row that waits, if one does. Raises NonFiniteError when too many updates were refused."""
+        if self.pending is None:
+            return
+        (step, metrics, sample, extra), self.pending = self.pending, None
+        metrics = fetch(metrics)
+        now = time.perf_counter()
+        seconds, self.mark, self.aside = now - self.mark - self.aside, now, 0.0
+        config, task = self.programs.config, self.programs.task
+        components = metrics.pop("reward/component")
+        tokens = int(metrics.pop("num_tokens"))
+        self.tokens += tokens
+        row = {name: value.item() for name, value in metrics.items()} | extra
+        row |= {f"reward/component/{name}": float(x) for name, x in zip(task.component_names, components, strict=True)}
+        row |= {
+            "num_tokens": self.tokens,
+            "epoch": step / (len(task.train.prompt) // config.prompts_per_step),
+            "perf/step_seconds": seconds,
+            "perf/tokens_per_second": tokens / seconds,
+        }
+        self.log.log(step, row)
+        if sample is not None:
+            self.log.log_samples(step, sample_rows(task, *fetch(sample)))
+        self.progress.update(step, row)
+        if row["nonfinite/streak"] >= config.max_nonfinite:
+            site = SITES[int(row["nonfinite/site"]) - 1]
+            raise NonFiniteError(
+                f"step {step}: {int(row['nonfinite/streak'])} updates in a row were refused because a {site} was not "
+                f"finite; the parameters are those of the last good update"
+            )
+
+
+def sample_rows(
+    task: Any, rollout: Rollout, credit: np.ndarray, prompts: int = SAMPLED_PROMPTS
+) -> list[dict[str, Any]]:
+    """The answers to the first few prompts, as rows of the table of samples."""
+    answers = decode_answers(task.tokenizer, rollout.answer[:prompts], rollout.acted[:prompts])
+    return [
+        {
+            "prompt": task.tokenizer.decode(rollout.prompt[p][rollout.prompt_mask[p]].tolist()),
+            "answer": text,
+            "reward": float(rollout.reward[p, g]),
+            "advantage": float(credit[p, g]),
+            "truncated": bool(rollout.truncated[p, g]),
+        }
+        for p, group in enumerate(answers)
+        for g, text in enumerate(group)
+    ]
