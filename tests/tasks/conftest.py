@@ -23,7 +23,7 @@ def write(cache, tmp_path):
 
     def make(content, name="data.jsonl") -> str:
         if isinstance(content, list):
-            content = "".join(json.dumps(row) + "\n" for row in content)
+            content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return str(path)

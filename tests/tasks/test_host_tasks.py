@@ -47,6 +47,7 @@ def test_tables_hold_the_questions_and_the_answers(built):
     for problems in (task.train, task.heldout):
         assert [truth[text] for text in prompts(task, problems)] == solutions(task, problems)
         assert problems.prompt_mask[:, -1].all()
+        assert problems.solution_mask[:, 0].all()
         assert (problems.solution == task.tokenizer.eos).sum() == len(problems.solution)
         for text, row in zip(prompts(task, problems), problems.truth["row"].tolist(), strict=True):
             assert task.items[row]["truth"] == truth[text]
@@ -181,7 +182,7 @@ HARD = [
     "é漢\u2028x",
     "a,b",
     'a"b',
-    "x\ny",
+    "x\r\ny",
 ]
 """Answers that readers of tables change when they guess what is meant."""
 

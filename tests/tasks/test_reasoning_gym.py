@@ -71,6 +71,12 @@ def test_wrong_names_and_options_of_reasoning_gym_are_refused(name, options, wor
         reasoning_gym(name, **{"workers": 1, **options})
 
 
+def test_questions_that_are_not_made_in_time_are_an_error(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("jaxrl_llm.tasks.reasoning_gym"), "MAKING", 1e-6)
+    with pytest.raises(ValueError, match="cannot make chain_sum: no grade within"):
+        reasoning_gym("chain_sum", size=5, heldout=2, workers=1)
+
+
 REFUSAL = """
 import sys, time
 start = time.monotonic()

@@ -144,11 +144,15 @@ def test_a_character_that_a_tokenizer_lacks_is_refused_with_the_place(write):
         rows(write([*SUMS, {"prompt": "1x", "answer": "2"}]), tokenizer=path, workers=1)
 
 
-def test_absent_files_and_hub_names_are_refused(tmp_path):
+def test_absent_files_and_hub_names_are_refused(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no file '.*absent\.csv'"):
         rows(str(tmp_path / "absent.csv"))
     with pytest.raises(ValueError, match=r"rows are read from .* or a data set OWNER/NAME"):
         rows(str(tmp_path))
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="owner/name: rows are read from"):
+        rows("owner/name")
     with pytest.raises(ValueError, match=r"nobody/nothing: cannot be loaded: .*without a network"):
         rows("nobody/nothing")
 
@@ -186,6 +190,7 @@ def test_a_refusal_leaves_no_process(write):
 
     before = children()
     for build in (lambda: rows(write(SUMS), heldout=50.0), lambda: reasoning_gym("products", max_digits=1)):
-        with pytest.raises(ValueError, match=r"at most|must be"):
+        with pytest.raises(ValueError, match=r"at most|must be") as error:
             build()
-    assert children() <= before
+        assert children() <= before
+        assert error  # it holds on to the frames, so that nothing is tidied up by forgetting
