@@ -1,0 +1,1 @@
+"""Graders of text, in processes that can be killed."""
