@@ -35,7 +35,7 @@ class Progress:
 
     total_steps    the run has steps 1..total_steps
     warmup_steps   steps of supervised warm-up before them, reported with `warmup`
-    resume_from    the last step done in an earlier session
+    resume_from    the last step of the run that is resumed
     """
 
     def __init__(
