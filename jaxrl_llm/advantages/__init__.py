@@ -1,6 +1,15 @@
 """Rewards to credit. One public function a file; the folders are rooms: baselines are subtracted, scales multiply."""
 
-from jaxrl_llm.advantages._base import AdvantageTransform, Traits, apply, bare_rollout, chain, per_token, stateless
+from jaxrl_llm.advantages._base import (
+    AdvantageTransform,
+    Traits,
+    apply,
+    at_end,
+    bare_rollout,
+    chain,
+    per_token,
+    stateless,
+)
 from jaxrl_llm.advantages.baselines.group_mean import group_mean
 from jaxrl_llm.advantages.baselines.leave_one_out import leave_one_out
 from jaxrl_llm.advantages.baselines.moving_average import moving_average
@@ -12,6 +21,7 @@ __all__ = [
     "AdvantageTransform",
     "Traits",
     "apply",
+    "at_end",
     "bare_rollout",
     "beta_density",
     "chain",

@@ -21,6 +21,9 @@ class Traits:
     scale          (P, G) -> that factor
     uses_self      the credit of an answer depends on its own reward in a nonlinear or baseline-coupled way
     minimum_group  smallest G that gives a signal at all
+    minimum_prompts  smallest P for which the estimate exists
+    needs_iid      its claim on the bias holds only for answers drawn independently of each other
+    domain         rewards it is defined for: "any", "unit" for [0, 1], "binary" for 0 and 1
     centred        a group whose rewards are all equal gets exactly 0
     keeps_zero     a credit of 0 stays 0, so a centred link before it in a chain stays centred
     needs          names of `Rollout.extras` that it reads
@@ -31,6 +34,9 @@ class Traits:
     scale: Callable[[int, int], float] | None = None
     uses_self: bool = False
     minimum_group: int = 1
+    minimum_prompts: int = 1
+    needs_iid: bool = False
+    domain: Literal["any", "unit", "binary"] = "any"
     centred: bool = False
     keeps_zero: bool = True
     needs: tuple[str, ...] = ()
@@ -85,6 +91,9 @@ def _chained(traits: list[Traits]) -> Traits:
         scale=only_scaled[0].scale if unbiased == "scaled" else None,
         uses_self=any(t.uses_self for t in traits),
         minimum_group=max(t.minimum_group for t in traits),
+        minimum_prompts=max(t.minimum_prompts for t in traits),
+        needs_iid=any(t.needs_iid for t in traits),
+        domain=traits[0].domain,
         centred=traits[0].centred and all(t.keeps_zero for t in traits[1:]),
         keeps_zero=all(t.keeps_zero for t in traits),
         needs=tuple(dict.fromkeys(name for t in traits for name in t.needs)),
@@ -92,11 +101,25 @@ def _chained(traits: list[Traits]) -> Traits:
 
 
 def per_token(transform: AdvantageTransform) -> AdvantageTransform:
-    """Give every acted token the credit of its answer: [P G] -> [P G T]. The only place where that happens."""
+    """Give every acted token the credit of its answer: [P G] -> [P G T]."""
+    return _lifted(transform, lambda acted: acted)
+
+
+def at_end(transform: AdvantageTransform) -> AdvantageTransform:
+    """Give the last acted token the credit of its answer, the others 0: a reward paid at the end, [P G] -> [P G T].
+
+    What follows in a chain spreads it over the answer: `chain(at_end(group_mean()), reward_to_go(discount=0.99))`.
+    """
+    last = lambda acted: acted & (jnp.cumsum(acted[..., ::-1], axis=-1)[..., ::-1] == 1)  # noqa: E731
+    return _lifted(transform, last)
+
+
+def _lifted(transform: AdvantageTransform, tokens: Callable[[Bool[Array, "P G T"]], Bool[Array, "P G T"]]):
+    """The only place where [P G] becomes [P G T]."""
 
     def update(advantage, state, rollout):
         advantage, state = transform.update(advantage, state, rollout)
-        where = rollout.acted & rollout.valid[..., None]
+        where = tokens(rollout.acted) & rollout.valid[..., None]
         return jnp.where(where, advantage[..., None], 0), state
 
     return AdvantageTransform(transform.init, update, transform.traits)

@@ -18,4 +18,6 @@ def leave_one_out() -> AdvantageTransform:
         scale = n.astype(advantage.dtype) / jnp.maximum(n - 1, 1).astype(advantage.dtype)
         return jnp.where(rollout.valid & (n > 1), (advantage - mean) * scale, 0)
 
-    return stateless(fn, Traits(unbiased="yes", minimum_group=2, centred=True, f_prime=lambda p, g: 1.0))
+    return stateless(
+        fn, Traits(unbiased="yes", minimum_group=2, needs_iid=True, centred=True, f_prime=lambda p, g: 1.0)
+    )
