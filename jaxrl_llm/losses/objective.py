@@ -1,60 +1,99 @@
-"""The four independent choices of a policy-gradient objective in one value."""
+"""The independent choices of a policy-gradient objective in one value."""
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxrl_llm.losses.aggregate import Aggregate
+from jaxrl_llm.losses.corrections import Correction
 from jaxrl_llm.losses.penalties import Penalty
 from jaxrl_llm.losses.surrogates import Surrogate
+from jaxrl_llm.losses.tokens import Tokens, masked
+
+Prepared = tuple[Float[Array, "B G T"], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """L = -Σ w · (surrogate - Σ penalties in the loss),  w = aggregate(where)."""
+    """L = -Σ w · (c · surrogate - Σ penalties in the loss),  w = aggregate(where), c the product of the corrections."""
 
     surrogate: Surrogate
     aggregate: Aggregate
     penalties: tuple[Penalty, ...] = ()
+    corrections: tuple[Correction, ...] = ()
 
     @property
     def uses_reference(self) -> bool:
         """Whether a reference policy must be kept."""
         return any(p.uses_reference for p in self.penalties)
 
+    @property
+    def uses_exact_kl(self) -> bool:
+        """Whether whole distributions are compared."""
+        return any(p.uses_exact_kl for p in self.penalties)
+
+    @property
+    def moving(self) -> bool:
+        """Whether `prepare` must see the current policy before every update."""
+        weights = (*self.corrections, *(p.weight for p in self.penalties if p.weight))
+        return any(w.moving for w in weights)
+
+    def coefficients(self) -> Float[Array, " C"]:
+        """Coefficients of the penalties at the start."""
+        return jnp.asarray([p.coefficient for p in self.penalties], jnp.float32)
+
+    def prepare(self, tokens: Tokens) -> Prepared:
+        """Detached coefficients from the whole batch: of the surrogate, then of each penalty. 1 where there is none."""
+        tokens = masked(jax.lax.stop_gradient(tokens))
+        one = jnp.ones_like(tokens.advantage)
+        correction = one
+        for each in self.corrections:
+            correction = correction * each.weight(tokens)
+        rest = tuple(p.weight.weight(tokens) if p.weight else one for p in self.penalties)
+        return jax.lax.stop_gradient((correction, *rest))
+
     def loss(
         self,
         weights: Float[Array, "B G T"],
-        logp: Float[Array, "B G T"],
-        behaviour_logp: Float[Array, "B G T"],
-        advantage: Float[Array, "B G T"],
-        reference_logp: Float[Array, "B G T"],
-        entropy: Float[Array, "B G T"],
+        tokens: Tokens,
+        prepared: Prepared | None = None,
+        coefficients: Float[Array, " C"] | None = None,
     ) -> Float[Array, ""]:
         """The part of the loss that these rows of the batch contribute; the parts of all rows add up to the loss.
 
-        Where the weight is 0 the arrays may hold anything, NaN included: the inputs are masked, not the sum, because
-        a NaN that only the sum leaves out still comes back through the gradient.
+        `prepared` is `prepare` of the whole batch, cut like the rows; without it the rows are the whole batch. Where
+        `tokens.where` is False the fields may hold anything, NaN included.
         """
-        tokens = (logp, behaviour_logp, advantage, reference_logp, entropy)
-        logp, behaviour_logp, advantage, reference_logp, entropy = (jnp.where(weights > 0, x, 0) for x in tokens)
-        value = self.surrogate(logp, behaviour_logp, advantage)
-        for penalty in self.penalties:
+        tokens = masked(tokens)
+        correction, *shares = self.prepare(tokens) if prepared is None else prepared
+        coefficients = self.coefficients() if coefficients is None else coefficients
+        value = correction * self.surrogate(tokens)
+        for i, penalty in enumerate(self.penalties):
             if penalty.placement == "loss":
-                value = value - penalty.coefficient * penalty.cost(logp, reference_logp, entropy)
-        return -jnp.sum(weights * value)
+                value = value - coefficients[i].astype(value.dtype) * shares[i] * penalty.cost(tokens)
+        return -jnp.sum(jnp.where(tokens.where, weights * value, 0))
 
     def shaped_reward(
-        self,
-        reward: Float[Array, "P G"],
-        where: Bool[Array, "P G T"],
-        policy_logp: Float[Array, "P G T"],
-        reference_logp: Float[Array, "P G T"],
+        self, reward: Float[Array, "P G"], tokens: Tokens, coefficients: Float[Array, " C"] | None = None
     ) -> Float[Array, "P G"]:
         """The reward less the penalties that are placed in it, summed over the tokens of each answer."""
-        for penalty in self.penalties:
+        tokens = masked(tokens)
+        coefficients = self.coefficients() if coefficients is None else coefficients
+        for i, penalty in enumerate(self.penalties):
             if penalty.placement == "reward":
-                cost = penalty.cost(policy_logp, reference_logp, jnp.zeros_like(policy_logp))
-                reward = reward - penalty.coefficient * jnp.sum(jnp.where(where, cost, 0), axis=-1)
+                cost = jnp.where(tokens.where, penalty.cost(tokens), 0)
+                reward = reward - coefficients[i].astype(reward.dtype) * jnp.sum(cost, axis=-1)
         return reward
+
+    def adapted(self, coefficients: Float[Array, " C"], tokens: Tokens) -> Float[Array, " C"]:
+        """Coefficients of the next step, from the mean cost of a token in this one."""
+        tokens = masked(tokens)
+        count = jnp.maximum(jnp.sum(tokens.where), 1).astype(jnp.float32)
+        answers = jnp.sum(jnp.any(tokens.where, axis=-1)).astype(jnp.float32)
+        for i, penalty in enumerate(self.penalties):
+            if penalty.adapt is not None:
+                mean = jnp.sum(jnp.where(tokens.where, penalty.cost(tokens), 0)) / count
+                coefficients = coefficients.at[i].set(penalty.adapt(coefficients[i], mean, answers))
+        return coefficients

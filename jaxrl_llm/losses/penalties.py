@@ -13,45 +13,52 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Tokens = Float[Array, "*B T"]
+from jaxrl_llm.losses.corrections import Correction
+from jaxrl_llm.losses.tokens import Tokens
+
+Values = Float[Array, "B G T"]
+Cost = Callable[[Tokens], Values]
 
 
 class Penalty(NamedTuple):
-    """coefficient · cost(logp, reference_logp, entropy) per token. `uses_reference`: needs a reference policy."""
+    """coefficient · cost(tokens) per token.
 
-    cost: Callable[[Tokens, Tokens, Tokens], Tokens]
+    uses_reference  needs a reference policy
+    uses_exact_kl   reads `exact_kl`, so the head is run for both policies
+    weight          coefficient per token from the whole batch, on top
+    adapt           (coefficient, mean cost of a token, answers) -> coefficient of the next step
+    """
+
+    cost: Cost
     coefficient: float
     placement: Literal["loss", "reward"]
     uses_reference: bool
+    uses_exact_kl: bool = False
+    weight: Correction | None = None
+    adapt: Callable[[Array, Array, Array], Array] | None = None
 
 
-def k1(logp: Tokens, reference_logp: Tokens, entropy: Tokens) -> Tokens:
+def k1(tokens: Tokens) -> Values:
     """log π - log π_ref: unbiased, any sign, high variance."""
-    del entropy
-    return logp - reference_logp
+    return tokens.logp - tokens.reference_logp
 
 
-def k2(logp: Tokens, reference_logp: Tokens, entropy: Tokens) -> Tokens:
+def k2(tokens: Tokens) -> Values:
     """(log π - log π_ref)² / 2: biased value, the right gradient in a loss."""
-    del entropy
-    return jnp.square(logp - reference_logp) / 2
+    return jnp.square(tokens.logp - tokens.reference_logp) / 2
 
 
-def k3(logp: Tokens, reference_logp: Tokens, entropy: Tokens) -> Tokens:
+def k3(tokens: Tokens) -> Values:
     """π_ref/π - 1 - log(π_ref/π): unbiased and never negative."""
-    del entropy
-    r = reference_logp - logp
+    r = tokens.reference_logp - tokens.logp
     return jnp.expm1(r) - r
 
 
-def _negative_entropy(logp: Tokens, reference_logp: Tokens, entropy: Tokens) -> Tokens:
-    del logp, reference_logp
-    return -entropy
+def _negative_entropy(tokens: Tokens) -> Values:
+    return -tokens.entropy
 
 
-def kl(
-    estimator: Callable[[Tokens, Tokens, Tokens], Tokens], coefficient: float, placement: Literal["loss", "reward"]
-) -> Penalty:
+def kl(estimator: Cost, coefficient: float, placement: Literal["loss", "reward"]) -> Penalty:
     """KL to the reference policy: `kl(k3, 0.04, "loss")` is GRPO's, `kl(k1, 0.05, "reward")` is RLOO's."""
     return Penalty(estimator, coefficient, placement, uses_reference=True)
 

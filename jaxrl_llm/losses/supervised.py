@@ -2,14 +2,12 @@
 
 from jaxtyping import Array, Float
 
-Tokens = Float[Array, "*B T"]
+from jaxrl_llm.losses.tokens import Tokens
 
 
-def cross_entropy(logp: Tokens, behaviour_logp: Tokens, advantage: Tokens) -> Tokens:
+def cross_entropy(tokens: Tokens) -> Float[Array, "B G T"]:
     """logp per token, to be maximised: with `token_mean` the loss is the usual cross-entropy in nats per token.
 
-    The same kind of function as a policy-gradient surrogate, so a hybrid is a sum or a gate. The other two arguments
-    are not read.
+    The same kind of function as a policy-gradient surrogate, so a hybrid is a sum or a gate. No other field is read.
     """
-    del behaviour_logp, advantage
-    return logp
+    return tokens.logp

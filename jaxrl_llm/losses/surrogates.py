@@ -1,7 +1,7 @@
 """Surrogates: the per-token objective, to be maximised, whose gradient in `logp` is the policy gradient.
 
-All take the current log-probability, the one of the distribution that was sampled, and the credit, each [B T] (or any
-shape shared by the three), and return that shape. Padding is the business of the aggregation. Gradient flows through
+All take `Tokens` [B G T] and return that shape. A surrogate may combine the tokens of one answer, never those of
+several: what needs the whole batch is a correction. Padding is the business of the aggregation. Gradient flows through
 `logp` alone.
 """
 
@@ -11,18 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Tokens = Float[Array, "*B T"]
-Surrogate = Callable[[Tokens, Tokens, Tokens], Tokens]
+from jaxrl_llm.losses.tokens import Tokens
+
+Values = Float[Array, "B G T"]
+Surrogate = Callable[[Tokens], Values]
 
 
 def reinforce() -> Surrogate:
     """A · logp (Williams, 1992). On-policy only: nothing corrects for who sampled the answer."""
-
-    def surrogate(logp: Tokens, behaviour_logp: Tokens, advantage: Tokens) -> Tokens:
-        del behaviour_logp
-        return jax.lax.stop_gradient(advantage) * logp
-
-    return surrogate
+    return lambda tokens: jax.lax.stop_gradient(tokens.advantage) * tokens.logp
 
 
 def clipped(*, low: float = 0.2, high: float = 0.2, dual: float | None = None) -> Surrogate:
@@ -33,9 +30,9 @@ def clipped(*, low: float = 0.2, high: float = 0.2, dual: float | None = None) -
     without truncation ρ = 1, the value is A and the gradient is that of `reinforce`.
     """
 
-    def surrogate(logp: Tokens, behaviour_logp: Tokens, advantage: Tokens) -> Tokens:
-        behaviour_logp, advantage = jax.lax.stop_gradient((behaviour_logp, advantage))
-        ratio = jnp.exp(logp - behaviour_logp)
+    def surrogate(tokens: Tokens) -> Values:
+        behaviour_logp, advantage = jax.lax.stop_gradient((tokens.behaviour_logp, tokens.advantage))
+        ratio = jnp.exp(tokens.logp - behaviour_logp)
         value = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - low, 1 + high) * advantage)
         if dual is None:
             return value
