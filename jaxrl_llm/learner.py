@@ -1,4 +1,4 @@
-"""One jitted, donated learning step: reference, credit, then one or more updates on the whole batch."""
+"""One jitted, donated learning step: reward, reference, credit, then one or more updates on the whole batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,27 +9,61 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrl_llm import masked
+from jaxrl_llm import masked, random
 from jaxrl_llm.advantages import AdvantageTransform
-from jaxrl_llm.losses import Objective, k3
-from jaxrl_llm.policies.logp import answer_logp
+from jaxrl_llm.companions import Companion
+from jaxrl_llm.losses import Objective, Tokens, k3
+from jaxrl_llm.losses.objective import Coefficients
+from jaxrl_llm.losses.tokens import masked as masked_tokens
+from jaxrl_llm.measurements import over_epochs, rollout_metrics, with_measurements
+from jaxrl_llm.policies.logp import answer_logp, answer_logp_and_kl
 from jaxrl_llm.policies.policy import Params, Policy
+from jaxrl_llm.rewards._base import RewardTransform, identity
 from jaxrl_llm.types import Rollout, pytree
 
 SITES = ("reward", "log-probability", "gradient", "parameter")  # where a non-finite value can enter, in order
+
+Anchor = Callable[[Params, Params, Int[Array, ""]], Params]  # (reference, policy, steps done) -> reference
+
+
+@pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Credit:
+    """State of what turns rewards into credit: reward transform, advantage transform, coefficients of penalties."""
+
+    reward: Any
+    advantage: Any
+    coefficients: Coefficients
 
 
 @pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """All that learning changes. `skipped` counts updates refused for a non-finite value, `streak` those in a row."""
+    """All that learning changes. `skipped` counts updates refused for a non-finite value, `streak` those in a row.
+
+    `anchor` is the reference policy where it moves, else (); `companion` the parameters and moments of a second
+    network, where the method trains one, else ().
+    """
 
     step: Int[Array, ""]
     params: Params
     moments: Any
-    credit: Any
+    credit: Credit
+    anchor: Any
+    companion: Any
     skipped: Int[Array, ""]
     streak: Int[Array, ""]
+
+
+@pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One rollout with its credit, token by token; a micro-batch is some of its rows."""
+
+    rollout: Rollout
+    tokens: Tokens  # at the policy that sampled
+    weights: Float[Array, "B G T"]
+    prepared: tuple[Float[Array, "B G T"], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +77,17 @@ class Learner:
     learning_rate: Callable[
         [Int[Array, ""]], Float[Array, ""] | float
     ]  # of the optimizer, by updates done; only logged
+    reward: RewardTransform = dataclasses.field(default_factory=identity)
+    anchor: Anchor | None = None  # how the reference policy moves; None: it stays
+    companion: Companion | None = None
     accumulation: int = 1  # micro-batches an update is cut into; changes memory, never a number
     epochs: int = 1  # updates on each rollout
+    seed: int = 0  # of what the objective draws
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of `Rollout.extras` that are read."""
+        return tuple(dict.fromkeys((*self.reward.needs, *self.advantage.traits.needs)))
 
     def init(self, params: Params) -> TrainState:
         """State at step 0. `params` may be boxed with axis names: the moments then carry the same."""
@@ -53,7 +96,11 @@ class Learner:
             step=zero,
             params=params,
             moments=self.optimizer.init(params),
-            credit=self.advantage.init(),
+            credit=Credit(
+                reward=self.reward.init(), advantage=self.advantage.init(), coefficients=self.objective.coefficients()
+            ),
+            anchor=jax.tree.map(jnp.copy, params) if self.anchor else (),
+            companion=self.companion.init(params) if self.companion else (),
             skipped=zero,
             streak=zero,
         )
@@ -66,36 +113,89 @@ class Learner:
         Credit is given once, by the whole batch. Without a reference the metric `kl` is left out.
         """
         where = rollout.acted & rollout.valid[..., None]
+        reference = state.anchor if self.anchor else reference
         reference_logp = rollout.policy_logp
         if reference is not None:
             reference_logp, _ = answer_logp(self.policy, reference, *_tokens(rollout))
-        shaped = self.objective.shaped_reward(rollout.reward, where, rollout.policy_logp, reference_logp)
-        advantage, credit = self.advantage.update(shaped, state.credit, dataclasses.replace(rollout, reward=shaped))
-        weights = self.objective.aggregate(where)
-        batch = (rollout, where, weights, advantage, reference_logp)
+        tokens = self._at_rollout(state, reference, rollout, reference_logp)
+
+        def gradient(reward):
+            alone, _ = self._credited(state, dataclasses.replace(rollout, reward=reward), tokens)
+            alone = dataclasses.replace(alone, prepared=self.objective.prepare(alone.tokens))
+            return self._gradient(state.params, reference, state.credit.coefficients, alone)[0]
+
+        graded = rollout
+        rollout = with_measurements(self, state, reference, rollout, gradient)
+        rollout, reward_state = self.reward.update(rollout, state.credit.reward)
+        batch, advantage_state = self._credited(state, rollout, tokens)
+        credit = Credit(
+            reward=reward_state,
+            advantage=advantage_state,
+            coefficients=self.objective.adapted(state.credit.coefficients, tokens),
+        )
 
         def epoch(carry, _):
-            return self._update(carry, batch)
+            return self._update(carry, reference, batch)
 
-        credited = dataclasses.replace(state, credit=credit)
-        moved, per_epoch = jax.lax.scan(epoch, credited, length=self.epochs)
+        moved, per_epoch = jax.lax.scan(epoch, state, length=self.epochs)
         # A batch that was refused leaves no trace in the estimator's state either.
-        kept = jax.tree.map(lambda new, old: jnp.where(moved.streak > 0, old, new), credit, state.credit)
-        moved = dataclasses.replace(moved, step=state.step + 1, credit=kept)
+        kept = lambda new, old: jax.tree.map(lambda n, o: jnp.where(moved.streak > 0, o, n), new, old)  # noqa: E731
+        moved = dataclasses.replace(moved, step=state.step + 1, credit=kept(credit, state.credit))
+        if self.anchor:
+            moved = dataclasses.replace(moved, anchor=self.anchor(state.anchor, moved.params, moved.step))
+        if self.companion:
+            taught = self.companion.learn(state.companion, reference, rollout)
+            moved = dataclasses.replace(moved, companion=kept(taught, state.companion))
         updates = state.step * self.epochs - state.skipped
-        metrics = _over_epochs(per_epoch) | rollout_metrics(rollout, shaped, advantage)
+        advantage = batch.tokens.advantage
+        metrics = over_epochs(per_epoch) | rollout_metrics(graded, batch.rollout.reward, advantage)
         metrics |= {"nonfinite/skipped": moved.skipped, "nonfinite/streak": moved.streak}
         metrics |= {"learning_rate": jnp.asarray(self.learning_rate(updates))}
         if reference is None:
             del metrics["kl"]
         return moved, metrics, masked.mean(advantage, where, axis=-1)
 
-    def _update(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Array]]:
+    def _credited(self, state: TrainState, rollout: Rollout, tokens: Tokens) -> tuple[Batch, Any]:
+        """The batch with its credit, its reward less the penalties placed there; and the transform's new state."""
+        shaped = self.objective.shaped_reward(rollout.reward, tokens, state.credit.coefficients)
+        rollout = dataclasses.replace(rollout, reward=shaped)
+        advantage, after = self.advantage.update(shaped, state.credit.advantage, rollout)
+        tokens = dataclasses.replace(tokens, advantage=advantage)
+        prepared = () if self.objective.moving else self.objective.prepare(tokens)
+        weights = self.objective.aggregate(tokens.where)
+        return Batch(rollout=rollout, tokens=tokens, weights=weights, prepared=prepared), after
+
+    def _at_rollout(
+        self, state: TrainState, reference: Params | None, rollout: Rollout, reference_logp: Float[Array, "P G T"]
+    ) -> Tokens:
+        """The record of the tokens at the policy that sampled, before there is credit."""
+        zero = jnp.zeros_like(rollout.policy_logp)
+        exact = zero
+        if self.objective.uses_exact_kl:
+            exact = answer_logp_and_kl(self.policy, state.params, reference, *_tokens(rollout))[2]
+        key = random.stream_key(self.seed, random.Stream.SELECTION)
+        return Tokens(
+            where=rollout.acted & rollout.valid[..., None],
+            logp=rollout.policy_logp,
+            behaviour_logp=rollout.behaviour_logp,
+            policy_logp=rollout.policy_logp,
+            reference_logp=reference_logp,
+            advantage=zero,
+            entropy=zero,
+            exact_kl=exact,
+            noise=random.token_noise(key, state.step, rollout.prompt_id, *rollout.answer.shape[1:]),
+        )
+
+    def _update(self, state: TrainState, reference: Params | None, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One optimizer step on the whole batch; state unchanged, and counted, where anything is non-finite."""
-        grads, sums = self._gradient(state.params, batch)
+        coefficients = state.credit.coefficients
+        if self.objective.moving:
+            look = lambda rows: self._now(state.params, reference, rows)  # noqa: E731
+            batch = dataclasses.replace(batch, prepared=self.objective.prepare(self._by_rows(look, batch)))
+        grads, sums = self._gradient(state.params, reference, coefficients, batch)
         updates, moments = self.optimizer.update(grads, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
-        rollout, where = batch[0], batch[1]
+        rollout, where = batch.rollout, batch.tokens.where
         norm = optax.tree.norm(grads)
         healthy = jnp.stack(
             [
@@ -118,14 +218,34 @@ class Learner:
         site = jnp.where(ok, 0, 1 + jnp.argmin(healthy))
         return state, sums | means | {"grad_norm": norm, "nonfinite/site": site}
 
-    def _gradient(self, params: Params, batch: tuple) -> tuple[Params, dict[str, Array]]:
+    def _now(self, params: Params, reference: Params | None, rows: Batch) -> Tokens:
+        """The record of the rows at given parameters."""
+        if self.objective.uses_exact_kl:
+            logp, entropy, exact = answer_logp_and_kl(self.policy, params, reference, *_tokens(rows.rollout))
+        else:
+            (logp, entropy), exact = answer_logp(self.policy, params, *_tokens(rows.rollout)), rows.tokens.exact_kl
+        return dataclasses.replace(rows.tokens, logp=logp, entropy=entropy, exact_kl=exact)
+
+    def _cut(self, batch: Batch) -> Batch:
+        """Micro-batches along a new first axis. Row i goes to number i mod A, so that rows of one device stay on it."""
+        return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, self.accumulation, *x.shape[1:]), 0, 1), batch)
+
+    def _by_rows(self, fn: Callable[[Batch], Any], batch: Batch) -> Any:
+        """`fn` of each micro-batch, put together again."""
+        if self.accumulation == 1:
+            return fn(batch)
+        parts = jax.lax.map(fn, self._cut(batch))
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+
+    def _gradient(
+        self, params: Params, reference: Params | None, coefficients: Coefficients, batch: Batch
+    ) -> tuple[Params, dict[str, Array]]:
         """Gradient of the loss and sums over tokens, micro-batch by micro-batch."""
 
         def loss(params, rows):
-            rollout, where, weights, advantage, reference_logp = rows
-            logp, entropy = answer_logp(self.policy, params, *_tokens(rollout))
-            value = self.objective.loss(weights, logp, rollout.behaviour_logp, advantage, reference_logp, entropy)
-            return value, self._token_sums(rollout, where, advantage, reference_logp, logp, entropy) | {"loss": value}
+            tokens = self._now(params, reference, rows)
+            value = self.objective.loss(rows.weights, tokens, rows.prepared, coefficients)
+            return value, self._token_sums(tokens) | {"loss": value}
 
         gradient = jax.grad(loss, has_aux=True)
         if self.accumulation == 1:
@@ -138,45 +258,27 @@ class Learner:
             total[1]["sampling/logp_difference_max"] = biggest
             return total, None
 
-        # Row i goes to micro-batch i mod A, so that rows of one device stay on it.
-        rows = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, self.accumulation, *x.shape[1:]), 0, 1), batch)
+        rows = self._cut(batch)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], rows))
         )
         return jax.lax.scan(add, zeros, rows)[0]
 
-    def _token_sums(
-        self,
-        rollout: Rollout,
-        where: Bool[Array, "B G T"],
-        advantage: Float[Array, "B G T"],
-        reference_logp: Float[Array, "B G T"],
-        logp: Float[Array, "B G T"],
-        entropy: Float[Array, "B G T"],
-    ) -> dict[str, Float[Array, ""]]:
+    def _token_sums(self, tokens: Tokens) -> dict[str, Float[Array, ""]]:
         """Sums over the tokens of these rows. A token counts as clipped where credit has lost its gradient."""
-        logp, entropy = jax.lax.stop_gradient((logp, entropy))
-        slope = jax.grad(lambda x: jnp.sum(self.objective.surrogate(x, rollout.behaviour_logp, advantage)))(logp)
-        clipped = where & (slope == 0) & (advantage != 0)
-        gap = jnp.where(where, jnp.abs(logp - rollout.policy_logp), 0)
+        tokens = masked_tokens(jax.lax.stop_gradient(tokens))
+        where = tokens.where
+        slope = jax.grad(lambda x: jnp.sum(self.objective.surrogate(dataclasses.replace(tokens, logp=x))))(tokens.logp)
+        clipped = where & (slope == 0) & (tokens.advantage != 0)
+        gap = jnp.where(where, jnp.abs(tokens.logp - tokens.policy_logp), 0)
         return {
-            "entropy": masked.total(entropy, where),
-            "kl": masked.total(k3(logp, reference_logp, entropy), where),
-            "clip_ratio/low": masked.count(clipped & (logp < rollout.behaviour_logp)).astype(jnp.float32),
-            "clip_ratio/high": masked.count(clipped & (logp > rollout.behaviour_logp)).astype(jnp.float32),
+            "entropy": masked.total(tokens.entropy, where),
+            "kl": masked.total(k3(tokens), where),
+            "clip_ratio/low": masked.count(clipped & (tokens.logp < tokens.behaviour_logp)).astype(jnp.float32),
+            "clip_ratio/high": masked.count(clipped & (tokens.logp > tokens.behaviour_logp)).astype(jnp.float32),
             "sampling/logp_difference_mean": jnp.sum(gap),
             "sampling/logp_difference_max": jnp.max(gap, initial=0),
         }
-
-
-def _over_epochs(metrics: dict[str, Array]) -> dict[str, Array]:
-    """Means over the updates of a rollout; the sampler's gap is that of the first, before anything has moved."""
-    first = {name: x[0] for name, x in metrics.items() if name.startswith("sampling/")}
-    return (
-        {name: jnp.mean(x, axis=0) for name, x in metrics.items()}
-        | first
-        | {"nonfinite/site": jnp.max(metrics["nonfinite/site"])}
-    )
 
 
 def _all_finite(tree: Any) -> Bool[Array, ""]:
@@ -186,32 +288,3 @@ def _all_finite(tree: Any) -> Bool[Array, ""]:
 
 def _tokens(rollout: Rollout) -> tuple[Array, Array, Array, Array]:
     return rollout.prompt, rollout.prompt_mask, rollout.answer, rollout.acted
-
-
-def rollout_metrics(
-    rollout: Rollout, shaped: Float[Array, "P G"], advantage: Float[Array, "P G T"]
-) -> dict[str, Float[Array, ""]]:
-    """What can be read off graded answers. Means are over valid answers; a group of one or none has no signal.
-
-    `num_tokens` is the count of this step, and `reward/component` is one number a component [K].
-    """
-    valid = rollout.valid
-    where = rollout.acted & valid[..., None]
-    length = masked.count(rollout.acted, axis=-1).astype(jnp.float32)
-    spread = masked.std(shaped, valid, axis=-1, ddof=0)
-    share = valid.astype(jnp.float32)
-    graded = jnp.broadcast_to(valid[..., None], rollout.components.shape)
-    return {
-        "reward/mean": masked.mean(rollout.reward, valid),
-        "reward/std": masked.std(rollout.reward, valid, ddof=1),
-        "frac_reward_zero_std": jnp.mean((spread == 0).astype(jnp.float32)),
-        "advantage/mean": masked.mean(advantage, where),
-        "advantage/std": masked.std(advantage, where, ddof=1),
-        "completions/mean_length": masked.mean(length, valid),
-        "completions/min_length": jnp.min(length, where=valid, initial=rollout.answer.shape[-1]),
-        "completions/max_length": jnp.max(length, where=valid, initial=0),
-        "completions/clipped_ratio": masked.mean(rollout.truncated.astype(jnp.float32), valid),
-        "invalid_ratio": 1 - jnp.mean(share),
-        "reward/component": masked.mean(rollout.components, graded, axis=(0, 1)),
-        "num_tokens": masked.count(rollout.acted),
-    }

@@ -8,7 +8,7 @@ import enum
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 
 class Stream(enum.IntEnum):
@@ -20,6 +20,7 @@ class Stream(enum.IntEnum):
     ROLLOUT = 3
     EVALUATION = 4
     SAMPLE = 5
+    SELECTION = 6
 
 
 def stream_key(seed: int, stream: Stream) -> Key[Array, ""]:
@@ -44,6 +45,22 @@ def answer_keys(
 def position_keys(keys: Key[Array, "P G"], position: Int[Array, ""] | int) -> Key[Array, "P G"]:
     """The keys of one token position."""
     return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, position)
+
+
+def answer_noise(
+    key: Key[Array, ""], step: Int[Array, ""] | int, prompt_id: Int[Array, " P"], answers: int
+) -> Float[Array, "P G"]:
+    """Uniform on [0, 1), one number an answer."""
+    return jax.vmap(jax.vmap(jax.random.uniform))(answer_keys(key, step, prompt_id, answers))
+
+
+def token_noise(
+    key: Key[Array, ""], step: Int[Array, ""] | int, prompt_id: Int[Array, " P"], answers: int, length: int
+) -> Float[Array, "P G T"]:
+    """Uniform on [0, 1), one number a token."""
+    keys = answer_keys(key, step, prompt_id, answers)
+    at = jax.vmap(lambda t: jax.vmap(jax.vmap(jax.random.uniform))(position_keys(keys, t)))(jnp.arange(length))
+    return jnp.moveaxis(at, 0, -1)
 
 
 def epoch_rows(key: Key[Array, ""], step: Int[Array, ""] | int, batch: int, rows: int) -> Int[Array, " P"]:

@@ -78,6 +78,7 @@ def test_peer_defect_dead_knobs_of_the_learner():
         assert distance(configured(**{knob: value}), base) > 1e-4, f"{knob} changes nothing"
     close(configured(accumulation=2), base)
     fixed = {"policy", "advantage", "objective", "optimizer", "learning_rate", "accumulation", "epochs"}
+    fixed |= {"reward", "anchor", "companion", "seed"}  # tests/test_method_parts.py
     assert {field.name for field in dataclasses.fields(Learner)} == fixed, "a new field needs a test"
 
 

@@ -119,7 +119,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_refused():
     """The square root of 0 has one."""
     on_policy = dataclasses.replace(ROLLOUT, behaviour_logp=ROLLOUT.policy_logp)
     root = dataclasses.replace(
-        MOVING.objective, surrogate=lambda logp, behaviour_logp, advantage: jnp.sqrt(jnp.abs(logp - behaviour_logp))
+        MOVING.objective, surrogate=lambda tokens: jnp.sqrt(jnp.abs(tokens.logp - tokens.behaviour_logp))
     )
     metrics = check_refused(learner(POLICY, MOVING, objective=root), "gradient", on_policy)
     assert np.isfinite(metrics["loss"])

@@ -13,6 +13,7 @@ from jaxrl_llm.losses.surrogates import Surrogate
 from jaxrl_llm.losses.tokens import Tokens, masked
 
 Prepared = tuple[Float[Array, "B G T"], ...]
+Coefficients = tuple[Float[Array, ""], ...]  # one a penalty
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,9 @@ class Objective:
         weights = (*self.corrections, *(p.weight for p in self.penalties if p.weight))
         return any(w.moving for w in weights)
 
-    def coefficients(self) -> Float[Array, " C"]:
+    def coefficients(self) -> Coefficients:
         """Coefficients of the penalties at the start."""
-        return jnp.asarray([p.coefficient for p in self.penalties], jnp.float32)
+        return tuple(jnp.asarray(p.coefficient, jnp.float32) for p in self.penalties)
 
     def prepare(self, tokens: Tokens) -> Prepared:
         """Detached coefficients from the whole batch: of the surrogate, then of each penalty. 1 where there is none."""
@@ -59,7 +60,7 @@ class Objective:
         weights: Float[Array, "B G T"],
         tokens: Tokens,
         prepared: Prepared | None = None,
-        coefficients: Float[Array, " C"] | None = None,
+        coefficients: Coefficients | None = None,
     ) -> Float[Array, ""]:
         """The part of the loss that these rows of the batch contribute; the parts of all rows add up to the loss.
 
@@ -76,7 +77,7 @@ class Objective:
         return -jnp.sum(jnp.where(tokens.where, weights * value, 0))
 
     def shaped_reward(
-        self, reward: Float[Array, "P G"], tokens: Tokens, coefficients: Float[Array, " C"] | None = None
+        self, reward: Float[Array, "P G"], tokens: Tokens, coefficients: Coefficients | None = None
     ) -> Float[Array, "P G"]:
         """The reward less the penalties that are placed in it, summed over the tokens of each answer."""
         tokens = masked(tokens)
@@ -87,13 +88,13 @@ class Objective:
                 reward = reward - coefficients[i].astype(reward.dtype) * jnp.sum(cost, axis=-1)
         return reward
 
-    def adapted(self, coefficients: Float[Array, " C"], tokens: Tokens) -> Float[Array, " C"]:
+    def adapted(self, coefficients: Coefficients, tokens: Tokens) -> Coefficients:
         """Coefficients of the next step, from the mean cost of a token in this one."""
         tokens = masked(tokens)
         count = jnp.maximum(jnp.sum(tokens.where), 1).astype(jnp.float32)
         answers = jnp.sum(jnp.any(tokens.where, axis=-1)).astype(jnp.float32)
-        for i, penalty in enumerate(self.penalties):
-            if penalty.adapt is not None:
-                mean = jnp.sum(jnp.where(tokens.where, penalty.cost(tokens), 0)) / count
-                coefficients = coefficients.at[i].set(penalty.adapt(coefficients[i], mean, answers))
-        return coefficients
+        mean = lambda penalty: jnp.sum(jnp.where(tokens.where, penalty.cost(tokens), 0)) / count  # noqa: E731
+        return tuple(
+            penalty.adapt(old, mean(penalty), answers).astype(old.dtype) if penalty.adapt else old
+            for old, penalty in zip(coefficients, self.penalties, strict=True)
+        )

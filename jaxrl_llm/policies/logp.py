@@ -1,4 +1,6 @@
-"""Log-probability and entropy of answer tokens without a [P G T V] tensor."""
+"""What the policy says of the tokens of answers, without a [P G T V] tensor."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrl_llm.policies.policy import Params, Policy
 
 CHUNK_ELEMENTS = 2**24  # logits alive at a time: 64 MB of float32
+
+Table = Float[Array, "P G S V"]
+Chosen = Int[Array, "P G S"]
 
 
 def answer_logp(
@@ -17,12 +22,71 @@ def answer_logp(
     answer: Int[Array, "P G T"],
     acted: Bool[Array, "P G T"],
 ) -> tuple[Float[Array, "P G T"], Float[Array, "P G T"]]:
-    """log π(token) at temperature 1 and the entropy of its distribution, both in nats and 0 off `acted`.
+    """log π(token) at temperature 1 and the entropy of its distribution, both in nats and 0 off `acted`."""
 
-    The head runs over slices of the answer axis, recomputed in the backward pass, so that at most CHUNK_ELEMENTS
-    logits (or one position of the batch, where that is more) exist at a time.
+    def read(chosen: Chosen, every: Table):
+        return _at(chosen, every), -jnp.sum(jnp.exp(every) * every, axis=-1)
+
+    hidden = (policy.score(params, policy.prefill(params, prompt, prompt_mask), answer),)
+    return _by_slices(policy, (params,), hidden, answer, acted, read)
+
+
+def answer_logp_and_kl(
+    policy: Policy,
+    params: Params,
+    reference: Params,
+    prompt: Int[Array, "P L"],
+    prompt_mask: Bool[Array, "P L"],
+    answer: Int[Array, "P G T"],
+    acted: Bool[Array, "P G T"],
+) -> tuple[Float[Array, "P G T"], ...]:
+    """As `answer_logp`, and KL(π‖π_ref) of the whole distribution at each position, in nats; 0 off `acted`."""
+
+    def read(chosen: Chosen, every: Table, theirs: Table):
+        p = jnp.exp(every)
+        return _at(chosen, every), -jnp.sum(p * every, axis=-1), jnp.sum(p * (every - theirs), axis=-1)
+
+    both = (params, jax.lax.stop_gradient(reference))
+    hidden = tuple(policy.score(each, policy.prefill(each, prompt, prompt_mask), answer) for each in both)
+    return _by_slices(policy, both, hidden, answer, acted, read)
+
+
+def answer_energy(
+    policy: Policy,
+    params: Params,
+    prompt: Int[Array, "P L"],
+    prompt_mask: Bool[Array, "P L"],
+    answer: Int[Array, "P G T"],
+    acted: Bool[Array, "P G T"],
+) -> Float[Array, "P G T"]:
+    """1 - 2π(token) + Σ π²: the squared norm of the token's score in the logits, 0 off `acted`.
+
+    It stands in for the norm in the parameters, which would need a backward pass for each answer.
     """
-    hidden = policy.score(params, policy.prefill(params, prompt, prompt_mask), answer)
+
+    def read(chosen: Chosen, every: Table):
+        return (1 - 2 * jnp.exp(_at(chosen, every)) + jnp.sum(jnp.exp(2 * every), axis=-1),)
+
+    hidden = (policy.score(params, policy.prefill(params, prompt, prompt_mask), answer),)
+    return _by_slices(policy, (params,), hidden, answer, acted, read)[0]
+
+
+def _at(chosen: Chosen, every: Table) -> Float[Array, "P G S"]:
+    return jnp.take_along_axis(every, chosen[..., None], axis=-1)[..., 0]
+
+
+def _by_slices(
+    policy: Policy,
+    params: tuple[Params, ...],
+    hidden: tuple[Float[Array, "P G T E"], ...],
+    answer: Int[Array, "P G T"],
+    acted: Bool[Array, "P G T"],
+    read: Callable[..., tuple[Float[Array, "P G S"], ...]],
+) -> tuple[Float[Array, "P G T"], ...]:
+    """`read(tokens, log-probabilities...)` over slices of the answer axis, recomputed in the backward pass.
+
+    At most CHUNK_ELEMENTS logits of a policy (or one position of the batch, where that is more) exist at a time.
+    """
     p, g, t = answer.shape
     chunk = max(1, min(t, CHUNK_ELEMENTS // (p * g * policy.vocab_size)))
     chunks = -(-t // chunk)
@@ -31,15 +95,15 @@ def answer_logp(
         x = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * chunk - t)) + ((0, 0),) * (x.ndim - 3))
         return jnp.moveaxis(x.reshape(p, g, chunks, chunk, *x.shape[3:]), 2, 0)
 
-    def read(pair):
-        logits = policy.logits(params, pair[0])
-        every = jax.nn.log_softmax(logits, axis=-1)
-        chosen = jnp.take_along_axis(every, pair[1][..., None], axis=-1)[..., 0]
-        return chosen, -jnp.sum(jnp.exp(every) * every, axis=-1)
-
-    logp, entropy = jax.lax.map(jax.checkpoint(read), (slices(hidden), slices(answer)))
+    def one(parts):
+        chosen, *states = parts
+        each = [
+            jax.nn.log_softmax(policy.logits(ps, state), axis=-1) for ps, state in zip(params, states, strict=True)
+        ]
+        return read(chosen, *each)
 
     def whole(x):
         return jnp.where(acted, jnp.moveaxis(x, 0, 2).reshape(p, g, chunks * chunk)[..., :t], 0)
 
-    return whole(logp), whole(entropy)
+    out = jax.lax.map(jax.checkpoint(one), tuple(slices(x) for x in (answer, *hidden)))
+    return tuple(whole(x) for x in out)

@@ -141,22 +141,34 @@ def table(
     )
 
 
-def right_or_wrong(correct: Bool[Array, "P G"]) -> Grade:
-    """Reward 1 where correct, else 0; it is its own only component, and every answer can be graded."""
+COMPONENTS = ("correct", "format")
+
+
+def right_or_wrong(correct: Bool[Array, "P G"], formed: Bool[Array, "P G"]) -> Grade:
+    """Reward 1 where correct, else 0, whatever the form. Components: COMPONENTS. Every answer can be graded."""
     reward: Float[Array, "P G"] = correct.astype(jnp.float32)
-    return Grade(reward=reward, components=reward[..., None], valid=jnp.ones_like(correct))
+    components = jnp.stack([reward, formed.astype(jnp.float32)], axis=-1)
+    return Grade(reward=reward, components=components, valid=jnp.ones_like(correct))
 
 
-def same_tokens(pad: int) -> GradeFn:
+def same_tokens(tokenizer: CharTokenizer) -> GradeFn:
     """Grader of tasks with one right answer: right where the acted tokens are those of truth["answer"], to the last.
 
-    The EOS is one of them, so an answer that was cut off is wrong, as is one that goes on behind it.
+    The EOS is one of them, so an answer that was cut off is wrong, as is one that goes on behind it. Its form is right
+    where it is one or more digits and then the EOS.
     """
+    digits = jnp.asarray(tokenizer.encode("0123456789"))
 
     def grade(answer: Array, acted: Array, truth: Mapping[str, Array]) -> Grade:
         right = truth["answer"][:, None, :]
-        as_long = acted == (right != pad)
-        return right_or_wrong(jnp.all(as_long & (~acted | (answer == right)), axis=-1))
+        as_long = acted == (right != tokenizer.pad)
+        correct = jnp.all(as_long & (~acted | (answer == right)), axis=-1)
+        digit = acted & jnp.isin(answer, digits)
+        end = acted & (answer == tokenizer.eos)
+        before_end = jnp.cumsum(end[..., ::-1], axis=-1)[..., ::-1] > 0
+        one_end = (jnp.sum(end, axis=-1) == 1) & jnp.any(digit, axis=-1)
+        formed = one_end & jnp.all(~acted | end | (digit & before_end), axis=-1)
+        return right_or_wrong(correct, formed)
 
     return grade
 
@@ -176,6 +188,6 @@ def exact_task(
         train=train,
         heldout=heldout,
         answer_length=lengths[1],
-        component_names=("correct",),
-        grade_fn=same_tokens(tokenizer.pad),
+        component_names=COMPONENTS,
+        grade_fn=same_tokens(tokenizer),
     )

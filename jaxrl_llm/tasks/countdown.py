@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jaxrl_llm.tasks._table import (
+    COMPONENTS,
     DeviceTask,
     GradeFn,
     distinct,
@@ -135,7 +136,8 @@ def evaluate(
 
 
 def expression_grader(tokenizer: CharTokenizer) -> GradeFn:
-    """Grader of countdown: truth["numbers"] [P n] and truth["target"] [P]; any right expression has reward 1.
+    """Grader of countdown: truth["numbers"] [P n] and truth["target"] [P]; any right expression has reward 1, any
+    expression of the right numbers is well-formed.
 
     The acted tokens must be a prefix of the answer that ends with its only EOS; control ids, ids that spell nothing
     and ids outside of the vocabulary make the answer wrong.
@@ -144,7 +146,7 @@ def expression_grader(tokenizer: CharTokenizer) -> GradeFn:
 
     def correct(
         answer: Int[Array, " T"], acted: Bool[Array, " T"], numbers: Int[Array, " n"], target: Int[Array, ""]
-    ) -> Bool[Array, ""]:
+    ) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
         matches = answer[:, None] == ids[None, :]
         kinds = jnp.where(jnp.any(matches, axis=-1), jnp.argmax(matches, axis=-1), len(CHARACTERS)).astype(jnp.int32)
         length = jnp.sum(acted)
@@ -152,11 +154,12 @@ def expression_grader(tokenizer: CharTokenizer) -> GradeFn:
         last = jnp.arange(acted.shape[0]) == length - 1
         ends = prefix & jnp.any(last & (answer == tokenizer.eos))
         value, well_formed = evaluate(kinds, acted & ~last, numbers)
-        return ends & well_formed & (value == target)
+        formed = ends & well_formed
+        return formed & (value == target), formed
 
     def grade(answer: Array, acted: Array, truth: Mapping[str, Array]) -> Grade:
         of_group = jax.vmap(correct, (0, 0, None, None))
-        return right_or_wrong(jax.vmap(of_group)(answer, acted, truth["numbers"], truth["target"]))
+        return right_or_wrong(*jax.vmap(of_group)(answer, acted, truth["numbers"], truth["target"]))
 
     return grade
 
@@ -241,6 +244,6 @@ def countdown(
         train=train,
         heldout=held,
         answer_length=T,
-        component_names=("correct",),
+        component_names=COMPONENTS,
         grade_fn=expression_grader(tokenizer),
     )

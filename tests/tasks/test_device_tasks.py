@@ -298,3 +298,27 @@ def test_a_leading_zero_is_wrong():
     acted = np.insert(np.asarray(task.train.solution_mask)[short, :-1], 0, True, axis=1)
     truth = jax.tree.map(lambda x: x[short], task.train.truth)
     assert (grade(task, answer[:, None], acted[:, None], truth) == 0).all()
+
+
+FORMS = ["42.", "4.", "0.", "42", ".", "", "4+.", "4=2.", "+.", "42..", "4.2", "4.2."]
+
+
+def test_the_form_of_an_answer_is_digits_and_then_the_end():
+    """`.` stands for the EOS. The form does not look at the truth, and the truth does not look at the form."""
+    task = build("addition")
+    answer, acted = np.zeros((1, len(FORMS), task.answer_length), np.int32), None
+    acted = np.zeros(answer.shape, bool)
+    for i, text in enumerate(FORMS):
+        ids = [task.tokenizer.eos if c == "." else task.tokenizer.encode(c)[0] for c in text]
+        answer[0, i, : len(ids)], acted[0, i, : len(ids)] = ids, True
+    truth = jax.tree.map(lambda x: x[:1], task.train.truth)
+    grade = task.grade(jnp.asarray(answer), jnp.asarray(acted), truth)
+    assert task.component_names == ("correct", "format")
+    np.testing.assert_array_equal(grade.components[0, :, 1], [text in ("42.", "4.", "0.") for text in FORMS])
+
+
+@small_task
+def test_solutions_are_well_formed(text):
+    task = build(text)
+    grade = task.grade(task.train.solution[:, None], task.train.solution_mask[:, None], task.train.truth)
+    np.testing.assert_array_equal(grade.components, 1)
