@@ -12,8 +12,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxrl_llm import losses
 from jaxrl_llm.losses import (
     Objective,
+    Tokens,
     answer_mean,
     answer_sum,
+    bare_tokens,
     clipped,
     cross_entropy,
     entropy_bonus,
@@ -36,9 +38,11 @@ every_aggregate = pytest.mark.parametrize("name", AGGREGATES)
 LOSSES = np.arange(1.0, 13).reshape(3, 4)
 MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
 
+FIELDS = ("logp", "behaviour_logp", "advantage", "reference_logp", "entropy")
+
 
 def random_batch(seed=0, prompts=8, group=3, length=5):
-    """where, and logp, behaviour_logp, advantage, reference_logp, entropy, each [P G T]; padding holds numbers."""
+    """where, and FIELDS, each [P G T]; padding holds numbers."""
     rng = np.random.default_rng(seed)
     shape = (prompts, group, length)
     where = np.arange(length) < rng.integers(0, length + 1, size=(prompts, group, 1))
@@ -70,7 +74,7 @@ def test_no_token_gives_0_and_a_finite_gradient(name):
     where, arrays = random_batch()
     weights = AGGREGATES[name](jnp.zeros(where.shape, bool))
     np.testing.assert_array_equal(weights, 0)
-    value, gradient = slope_of("clipped, k3 and entropy")(weights, *arrays)
+    value, gradient = slope_of("clipped, k3 and entropy")(weights, jnp.zeros(where.shape, bool), *arrays)
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
 
@@ -105,9 +109,9 @@ def test_peer_defect_extra_division_by_the_batch(name):
     where, arrays = random_batch()
 
     def gradient(copies, aggregate):
-        twice = [np.concatenate([x] * copies) for x in arrays]
-        weights = aggregate(jnp.asarray(np.concatenate([where] * copies)))
-        _, slope = slope_of("clipped, k3 and entropy")(weights, *twice)
+        acted, *twice = [np.concatenate([x] * copies) for x in (where, *arrays)]
+        weights = aggregate(jnp.asarray(acted))
+        _, slope = slope_of("clipped, k3 and entropy")(weights, acted, *twice)
         return np.sum(slope * np.cos(twice[0]))  # of one parameter, on which every log-probability depends
 
     honest = AGGREGATES[name]
@@ -131,8 +135,14 @@ OBJECTIVES = {
 
 @functools.cache
 def slope_of(name):
-    """Compiled loss and its gradient in logp."""
-    return jax.jit(jax.value_and_grad(OBJECTIVES[name].loss, argnums=1))
+    """Compiled loss of (weights, where, *FIELDS) and its gradient in logp. Fields reach it as they are, unmasked."""
+
+    def loss(weights, where, *fields):
+        rest = {each: jnp.zeros(where.shape, jnp.float32) for each in ("policy_logp", "exact_kl", "noise")}
+        tokens = Tokens(where=where, **dict(zip(FIELDS, fields, strict=True)), **rest)
+        return OBJECTIVES[name].loss(weights, tokens)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=2))
 
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
@@ -143,9 +153,9 @@ def test_parts_of_micro_batches_add_up_to_the_whole(name):
     objective = OBJECTIVES[name]
     where, arrays = random_batch()
     weights = objective.aggregate(jnp.asarray(where))
-    value, gradient = slope_of(name)(weights, *arrays)
+    value, gradient = slope_of(name)(weights, where, *arrays)
     for cut in ([[0, 1, 2, 3], [4, 5, 6, 7]], [[7, 0], [2, 4], [1, 3], [5, 6]]):
-        parts = [slope_of(name)(*(np.asarray(x)[rows] for x in (weights, *arrays))) for rows in cut]
+        parts = [slope_of(name)(*(np.asarray(x)[rows] for x in (weights, where, *arrays))) for rows in cut]
         np.testing.assert_allclose(sum(part for part, _ in parts), value, rtol=1e-5)
         for rows, (_, part) in zip(cut, parts, strict=True):
             np.testing.assert_array_equal(part, np.asarray(gradient)[rows])
@@ -156,7 +166,7 @@ def test_peer_defect_accumulation_changes_the_loss():
     objective = OBJECTIVES["clipped, k3 and entropy"]
     where, arrays = random_batch()
     loss = lambda rows: slope_of("clipped, k3 and entropy")(  # noqa: E731
-        objective.aggregate(jnp.asarray(where[rows])), *(x[rows] for x in arrays)
+        objective.aggregate(jnp.asarray(where[rows])), where[rows], *(x[rows] for x in arrays)
     )[0]
     whole, local = loss(slice(0, 8)), [loss(slice(0, 4)), loss(slice(4, 8))]
     assert not np.isclose(np.mean(local), whole, rtol=1e-2)
@@ -168,27 +178,24 @@ def test_what_padding_holds_leaks_into_neither_loss_nor_gradient(name, junk):
     objective = OBJECTIVES[name]
     where, arrays = random_batch()
     weights = objective.aggregate(jnp.asarray(where))
-    expected = slope_of(name)(weights, *(np.where(where, x, np.float32(0)) for x in arrays))
-    actual = slope_of(name)(weights, *(np.where(where, x, np.float32(junk)) for x in arrays))
+    expected = slope_of(name)(weights, where, *(np.where(where, x, np.float32(0)) for x in arrays))
+    actual = slope_of(name)(weights, where, *(np.where(where, x, np.float32(junk)) for x in arrays))
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
     assert np.isfinite(expected[0])
 
 
 def test_the_loss_is_minus_the_weighted_surrogate_less_penalties():
-    where, (logp, behaviour, advantage, reference, entropy) = random_batch()
+    where, arrays = random_batch()
     objective = OBJECTIVES["clipped, k3 and entropy"]
-    actual, _ = slope_of("clipped, k3 and entropy")(
-        objective.aggregate(jnp.asarray(where)), logp, behaviour, advantage, reference, entropy
-    )
-    logp, behaviour, advantage, reference, entropy = map(jnp.asarray, (logp, behaviour, advantage, reference, entropy))
-    terms = clipped(low=0.2, high=0.28, dual=3.0)(logp, behaviour, advantage)
-    terms = terms - 0.1 * k3(logp, reference, entropy) + 0.01 * entropy
+    actual, _ = slope_of("clipped, k3 and entropy")(objective.aggregate(jnp.asarray(where)), where, *arrays)
+    tokens = bare_tokens(jnp.asarray(where), **dict(zip(FIELDS, map(jnp.asarray, arrays), strict=True)))
+    terms = clipped(low=0.2, high=0.28, dual=3.0)(tokens) - 0.1 * k3(tokens) + 0.01 * tokens.entropy
     np.testing.assert_allclose(actual, -np.mean(np.asarray(terms)[where]), rtol=1e-5)
 
 
 def test_imitation_is_the_usual_cross_entropy():
     where, arrays = random_batch()
-    actual, _ = slope_of("imitation")(token_mean()(jnp.asarray(where)), *arrays)
+    actual, _ = slope_of("imitation")(token_mean()(jnp.asarray(where)), where, *arrays)
     np.testing.assert_allclose(actual, -np.mean(arrays[0][where]), rtol=1e-6)
 
 

@@ -1,5 +1,6 @@
 """Surrogates by their gradients: on the first step every value is the advantage, so values prove nothing."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.losses import Objective, clipped, cross_entropy, reinforce, token_mean
+from jaxrl_llm.losses import Objective, bare_tokens, clipped, cross_entropy, reinforce, token_mean
 
 BEHAVIOUR = np.float32(-1.3)
 PLAIN, DUAL = clipped(), clipped(dual=3.0)
@@ -15,9 +16,16 @@ HIGHER = {dual: clipped(low=0.2, high=0.28, dual=dual) for dual in (None, 3.0)}
 RATIOS = {"below": 0.6, "just below": 0.79, "just above the lower": 0.81, "one": 1.0, "just under": 1.19, "over": 1.21}
 
 
+def record(logp, behaviour_logp, advantage):
+    """The record of tokens with these fields, all acted; leading axes of length 1 as they are missing."""
+    fields = {"logp": logp, "behaviour_logp": behaviour_logp, "advantage": advantage}
+    fields = {name: x.reshape((1,) * (3 - x.ndim) + x.shape) for name, x in fields.items()}
+    return bare_tokens(jnp.ones(fields["logp"].shape, bool), **fields)
+
+
 @functools.cache
 def compiled(surrogate):
-    fn = lambda logp, advantage: surrogate(logp[None], jnp.full(1, BEHAVIOUR), advantage[None])[0]  # noqa: E731
+    fn = lambda logp, advantage: surrogate(record(logp, jnp.full((), BEHAVIOUR), advantage))[0, 0, 0]  # noqa: E731
     return jax.jit(jax.value_and_grad(fn))
 
 
@@ -37,17 +45,16 @@ def reference(ratio, advantage, low, high, dual=None):
     return ratio * advantage, ratio * advantage
 
 
-def inverted(logp, behaviour_logp, advantage):
+def inverted(tokens):
     """The peer's surrogate: the larger of the two where the advantage is negative."""
-    ratio = jnp.exp(logp - behaviour_logp)
-    both = ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage
-    return jnp.where(advantage < 0, jnp.maximum(*both), jnp.minimum(*both))
+    ratio = jnp.exp(tokens.logp - tokens.behaviour_logp)
+    both = ratio * tokens.advantage, jnp.clip(ratio, 0.8, 1.2) * tokens.advantage
+    return jnp.where(tokens.advantage < 0, jnp.maximum(*both), jnp.minimum(*both))
 
 
-def without_ratio(logp, behaviour_logp, advantage):
+def without_ratio(tokens):
     """The peer's surrogate: its old log-probabilities are those of the present policy."""
-    del behaviour_logp
-    return clipped()(logp, jax.lax.stop_gradient(logp), advantage)
+    return clipped()(dataclasses.replace(tokens, behaviour_logp=jax.lax.stop_gradient(tokens.logp)))
 
 
 @pytest.mark.parametrize("dual", [None, 3.0])
@@ -89,10 +96,10 @@ def test_dual_clip_stops_the_push_above_its_bound():
 
 def test_vectors_of_peers():
     ratio, advantage = jnp.array([0.5, 1.0, 1.5]), jnp.array([1.0, -1.0, 2.0])
-    nemo = clipped()(jnp.log(ratio), jnp.zeros(3), advantage)
+    nemo = clipped()(record(jnp.log(ratio), jnp.zeros(3), advantage))
     np.testing.assert_allclose(-np.mean(nemo), -0.6333, atol=1e-4)
     ratio, advantage = jnp.array([0.5, 1.0, 10.0]), jnp.array([1.0, -1.0, -4.0])
-    skyrl = clipped(dual=3.0)(jnp.log(ratio), jnp.zeros(3), advantage)
+    skyrl = clipped(dual=3.0)(record(jnp.log(ratio), jnp.zeros(3), advantage))
     np.testing.assert_allclose(-np.sum(skyrl), 12.5, rtol=1e-5)
 
 
@@ -105,7 +112,7 @@ def random_tokens(seed=0):
 @pytest.mark.parametrize("dual", [None, 3.0])
 def test_on_policy_the_gradient_of_clipped_is_that_of_reinforce(dual):
     logp, _, advantage = random_tokens()
-    slope = lambda surrogate: jax.jit(jax.grad(lambda x: jnp.sum(surrogate(x, logp, advantage))))(logp)  # noqa: E731
+    slope = lambda surrogate: jax.jit(jax.grad(lambda x: jnp.sum(surrogate(record(x, logp, advantage)))))(logp)  # noqa: E731
     np.testing.assert_allclose(slope(clipped(dual=dual)), slope(reinforce()), rtol=1e-6)
     np.testing.assert_allclose(slope(reinforce()), advantage, rtol=1e-6)
 
@@ -116,10 +123,10 @@ def test_peer_defect_ratio_is_identically_1():
 
     def slope(surrogate):
         objective = Objective(surrogate=surrogate, aggregate=token_mean())
-        zero = jnp.zeros((6, 1, 5))
-        shaped = [x[:, None] for x in (logp, behaviour, advantage)]
+        b, a = behaviour[:, None], advantage[:, None]
         weights = objective.aggregate(jnp.ones((6, 1, 5), bool))
-        return np.asarray(jax.jit(jax.grad(objective.loss, argnums=1))(weights, *shaped, zero, zero))
+        loss = lambda x: objective.loss(weights, record(x, b, a))  # noqa: E731
+        return np.asarray(jax.jit(jax.grad(loss))(logp[:, None]))
 
     wide = slope(clipped(low=1.0, high=1e6))
     np.testing.assert_allclose(wide[:, 0], -np.exp(logp - behaviour) * advantage / 30, rtol=1e-4)
@@ -131,14 +138,14 @@ def test_peer_defect_ratio_is_identically_1():
 @pytest.mark.parametrize("surrogate", [reinforce(), clipped(), clipped(dual=3.0), cross_entropy])
 def test_gradient_flows_through_logp_alone(surrogate):
     logp, behaviour, advantage = random_tokens()
-    others = jax.grad(lambda b, a: jnp.sum(surrogate(logp, b, a)), argnums=(0, 1))(behaviour, advantage)
+    others = jax.grad(lambda b, a: jnp.sum(surrogate(record(logp, b, a))), argnums=(0, 1))(behaviour, advantage)
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), others)
 
 
 @pytest.mark.parametrize("surrogate", [reinforce(), clipped(), clipped(dual=3.0), cross_entropy])
-@pytest.mark.parametrize("shape", [(7,), (2, 7), (2, 3, 7)])
+@pytest.mark.parametrize("shape", [(1, 1, 7), (1, 2, 7), (2, 3, 7)])
 def test_any_shape_comes_back_in_its_dtype(surrogate, shape):
     x = jnp.zeros(shape, jnp.bfloat16)
-    out = surrogate(x, x, x)
+    out = surrogate(record(x, x, x))
     assert out.shape == shape
     assert out.dtype == jnp.bfloat16
