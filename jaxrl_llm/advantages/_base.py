@@ -129,23 +129,28 @@ def apply(
     transform: AdvantageTransform,
     reward: Float[Array, "P G"],
     valid: Bool[Array, "P G"] | None = None,
+    acted: Bool[Array, "P G T"] | None = None,
     **extras: Shaped[Array, "..."],
-) -> Float[Array, "P G"]:
+) -> Float[Array, "..."]:
     """One-shot use on bare rewards, with a fresh state: `apply(leave_one_out(), reward)`."""
-    return transform.update(reward, transform.init(), bare_rollout(reward, valid, **extras))[0]
+    return transform.update(reward, transform.init(), bare_rollout(reward, valid, acted, **extras))[0]
 
 
 def bare_rollout(
-    reward: Float[Array, "P G"], valid: Bool[Array, "P G"] | None = None, **extras: Shaped[Array, "..."]
+    reward: Float[Array, "P G"],
+    valid: Bool[Array, "P G"] | None = None,
+    acted: Bool[Array, "P G T"] | None = None,
+    **extras: Shaped[Array, "..."],
 ) -> Rollout:
-    """A rollout of answers of one token around given rewards, for notebooks and tests."""
+    """A rollout around given rewards, for notebooks and tests; answers of one token where `acted` is not given."""
     p, g = reward.shape
-    answer = (p, g, 1)
+    acted = jnp.ones((p, g, 1), bool) if acted is None else acted
+    answer = acted.shape
     return Rollout(
         prompt=jnp.zeros((p, 1), jnp.int32),
         prompt_mask=jnp.ones((p, 1), bool),
         answer=jnp.zeros(answer, jnp.int32),
-        acted=jnp.ones(answer, bool),
+        acted=acted,
         behaviour_logp=jnp.zeros(answer),
         policy_logp=jnp.zeros(answer),
         reward=reward,
