@@ -1,0 +1,40 @@
+"""Leave problems out of a split by how often they were solved. Done once, on the host, before training."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxrl_llm.types import Problems
+
+
+def solvable(correct: Bool[Array, "N S"], at_least: int = 1) -> Bool[Array, " N"]:
+    """Σ correct >= at_least: the problems with a right answer among S attempts (RIF-RFT, arXiv 2507.05386).
+
+    at_least, and S: unverified, the paper's threshold and number of attempts are not known (8 attempts in a port).
+    A problem with pass rate 0 has no gradient under a centred credit, so leaving it out changes the composition of
+    batches and nothing else there; a credit that punishes wrong answers loses a part of its gradient.
+    """
+    return correct.sum(axis=1) >= at_least
+
+
+def in_band(rate: Float[Array, " N"], low: float, high: float) -> Bool[Array, " N"]:
+    """low <= rate <= high, both ends included, up to half of the rounding of the rate's dtype.
+
+    PRIME (arXiv 2502.01456) keeps [0.2, 0.8]; Qwen2.5-Math (arXiv 2409.12122) keeps 2 to 5 right of 8, low = 2/8 and
+    high = 5/8 (unverified: known second-hand).
+    """
+    return (rate >= low) & (rate <= high)
+
+
+def keep_rows(problems: Problems, keep: Bool[Array, " N"]) -> Problems:
+    """The rows of a split that are marked, in their order. Raises ValueError where none is."""
+    rows = np.flatnonzero(np.asarray(keep))
+    if not len(rows):
+        raise ValueError("no problem is left: the filter refuses every row")
+    cut = {
+        field.name: getattr(problems, field.name)[rows]
+        for field in dataclasses.fields(problems)
+        if field.name != "truth"
+    }
+    return Problems(**cut, truth={name: leaf[rows] for name, leaf in problems.truth.items()})
