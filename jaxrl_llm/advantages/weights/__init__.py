@@ -1,0 +1,1 @@
+"""Weights: credit by label and pass rate, that is, other objectives than the mean reward."""
