@@ -1,14 +1,13 @@
 """Leave problems out of a split by how often they were solved. Done once, on the host, before training."""
 
-import dataclasses
-
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxrl_llm.types import Problems
 
 
-def solvable(correct: Bool[Array, "N S"], at_least: int = 1) -> Bool[Array, " N"]:
+def solvable(correct: Bool[Array | np.ndarray, "N S"], at_least: int = 1) -> Bool[Array | np.ndarray, " N"]:
     """Σ correct >= at_least: the problems with a right answer among S attempts (RIF-RFT, arXiv 2507.05386).
 
     at_least, and S: unverified, the paper's threshold and number of attempts are not known (8 attempts in a port).
@@ -18,8 +17,8 @@ def solvable(correct: Bool[Array, "N S"], at_least: int = 1) -> Bool[Array, " N"
     return correct.sum(axis=1) >= at_least
 
 
-def in_band(rate: Float[Array, " N"], low: float, high: float) -> Bool[Array, " N"]:
-    """low <= rate <= high, both ends included, up to half of the rounding of the rate's dtype.
+def in_band(rate: Float[Array | np.ndarray, " N"], low: float, high: float) -> Bool[Array | np.ndarray, " N"]:
+    """low <= rate <= high, both ends included; a rate k / S compares exactly with a bound that is spelled k / S.
 
     PRIME (arXiv 2502.01456) keeps [0.2, 0.8]; Qwen2.5-Math (arXiv 2409.12122) keeps 2 to 5 right of 8, low = 2/8 and
     high = 5/8 (unverified: known second-hand).
@@ -27,14 +26,9 @@ def in_band(rate: Float[Array, " N"], low: float, high: float) -> Bool[Array, " 
     return (rate >= low) & (rate <= high)
 
 
-def keep_rows(problems: Problems, keep: Bool[Array, " N"]) -> Problems:
+def keep_rows(problems: Problems, keep: Bool[Array | np.ndarray, " N"]) -> Problems:
     """The rows of a split that are marked, in their order. Raises ValueError where none is."""
     rows = np.flatnonzero(np.asarray(keep))
     if not len(rows):
         raise ValueError("no problem is left: the filter refuses every row")
-    cut = {
-        field.name: getattr(problems, field.name)[rows]
-        for field in dataclasses.fields(problems)
-        if field.name != "truth"
-    }
-    return Problems(**cut, truth={name: leaf[rows] for name, leaf in problems.truth.items()})
+    return jax.tree.map(lambda leaf: leaf[rows], problems)

@@ -10,7 +10,7 @@ Select = Callable[[Rollout], Rollout]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Draw `prompts` times the prompts of a step with `answers` answers each, grade them all, train on `select` of them.
+    """Draw `prompts` times the prompts of a step with `answers` answers each, grade all, train on what `select` keeps.
 
     prompts  factor on the prompts of a step, so that a selector of prompts has some to refuse
     answers  answers drawn for each prompt; None: as many as are trained on

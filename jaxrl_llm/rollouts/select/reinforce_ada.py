@@ -111,7 +111,7 @@ def _selector(exit_rule: Exit, keep: int, round_size: int, rounds: int, threshol
 
 
 def _earliest(right: Bool[Array, "P N"], wrong: Bool[Array, "P N"], keep: int) -> Bool[Array, "P N"]:
-    """The earliest keep // 2 right answers and the earliest wrong ones up to `keep`; either class fills up the other."""
+    """The earliest keep // 2 right answers and the earliest wrong ones up to `keep`; a short class is topped up."""
     n_right, n_wrong = masked.count(right, -1, keepdims=True), masked.count(wrong, -1, keepdims=True)
     keep_right = jnp.minimum(n_right, jnp.maximum(keep // 2, keep - n_wrong))
     first_right = right & (jnp.cumsum(right, axis=-1) <= keep_right)
