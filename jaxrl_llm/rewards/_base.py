@@ -31,8 +31,13 @@ class RewardTransform(NamedTuple):
     added: int = 0
 
 
-def cleaned(rollout: Rollout) -> Rollout:
-    """The rollout with 0 in every per-answer field of invalid answers: they may hold anything, NaN included."""
+def cleaned(rollout: Rollout, components: int = 0) -> Rollout:
+    """The rollout with 0 in every per-answer field of invalid answers: they may hold anything, NaN included.
+
+    A ValueError if it has fewer reward components than are needed, since an index out of range would read the last.
+    """
+    if rollout.components.shape[-1] < components:
+        raise ValueError(f"needs {components} reward components, has {rollout.components.shape[-1]}")
     one, each = rollout.valid, rollout.valid[..., None]
     return dataclasses.replace(
         rollout,
@@ -68,7 +73,7 @@ def stateless(
     """Lift `fn(rollout) -> reward` into a transform without state. `fn` sees zeros at invalid answers."""
     return RewardTransform(
         lambda: (),
-        lambda rollout, state: (with_reward(rollout, fn(cleaned(rollout))), state),
+        lambda rollout, state: (with_reward(rollout, fn(cleaned(rollout, components))), state),
         needs,
         components,
     )
@@ -78,7 +83,7 @@ def component(fn: Callable[[Rollout], Float[Array, "P G"]], *, needs: tuple[str,
     """Lift `fn(rollout) -> component` into a transform that appends it to the components and leaves the reward."""
     return RewardTransform(
         lambda: (),
-        lambda rollout, state: (with_component(rollout, fn(cleaned(rollout))), state),
+        lambda rollout, state: (with_component(with_reward(rollout, rollout.reward), fn(cleaned(rollout))), state),
         needs,
         added=1,
     )

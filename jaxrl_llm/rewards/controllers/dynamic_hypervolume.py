@@ -64,7 +64,7 @@ def _observed(rollout, state, maximise):
         if parts.shape[-1] < len(maximise):
             raise ValueError(f"{len(maximise)} objectives, {parts.shape[-1]} components: give extras objective_point")
         where = jnp.broadcast_to(rollout.valid[..., None], parts.shape)
-        point, exists = masked.mean(parts, where, axis=(0, 1)), jnp.any(rollout.valid)
+        point, exists = masked.mean(parts.astype(jnp.float32), where, axis=(0, 1)), jnp.any(rollout.valid)
     exists = exists & jnp.all(jnp.isfinite(point))
     sign = jnp.asarray([1 if m else -1 for m in maximise], jnp.float32)
     point = jnp.where(exists, point, 0).astype(jnp.float32) * sign

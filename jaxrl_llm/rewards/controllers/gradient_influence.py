@@ -40,7 +40,7 @@ def gradient_influence(
         moved = jax.nn.log_softmax(log_w + learning_rate / mu * (influence - jnp.max(influence)))
         moved = jax.nn.log_softmax(jnp.maximum(moved, math.log(floor)))
         log_w = jnp.where(usable, moved, log_w)
-        parts = cleaned(rollout).components[..., : len(weights)]
+        parts = cleaned(rollout, len(weights)).components[..., : len(weights)]
         scale = jnp.exp(log_w).astype(parts.dtype)[None, None]
         return with_reward(rollout, jnp.sum(parts * scale, axis=-1)), log_w
 

@@ -18,13 +18,15 @@ def scale_schedule(bounds: Bounds, *, format: int = 0, correctness: int = 1) -> 
     `tool_bounds` and 1/3 with `tool_bounds(1)`. State: t, an int32 scalar.
     """
 
+    needed = max(format, correctness) + 1
+
     def update(rollout, step):
-        c = cleaned(rollout).components
+        c = cleaned(rollout, needed).components
         (f0, f1), (q0, q1) = (tuple(pair) for pair in bounds(step).astype(c.dtype))
         reward = f0 + (f1 - f0) * c[..., format] + q0 + (q1 - q0) * c[..., correctness]
         return with_reward(rollout, reward), step + 1
 
-    return RewardTransform(lambda: jnp.zeros((), jnp.int32), update, components=max(format, correctness) + 1)
+    return RewardTransform(lambda: jnp.zeros((), jnp.int32), update, components=needed)
 
 
 def tool_bounds(correctness: float | int = 3.0) -> Bounds:
