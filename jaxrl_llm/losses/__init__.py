@@ -1,11 +1,76 @@
-"""Objectives: surrogate, aggregation, penalties; arrays in, arrays out."""
+"""Objectives: surrogate, aggregation, corrections, penalties; arrays in, arrays out.
 
-from jaxrl_llm.losses.aggregate import Aggregate, answer_mean, answer_sum, fixed_divisor, token_mean
-from jaxrl_llm.losses.corrections import Correction
+surrogates   what a token contributes            ratios       what they are made of
+corrections  coefficients from the whole batch   selections   those that choose tokens
+penalties    costs beside the policy gradient    aggregate    how tokens become one number
+"""
+
+from jaxrl_llm.losses.aggregate import (
+    Aggregate,
+    answer_mean,
+    answer_sum,
+    fixed_divisor,
+    prompt_mean,
+    token_mean,
+    variance_reduced_length,
+)
+from jaxrl_llm.losses.corrections import (
+    Correction,
+    batch_normalised,
+    batch_normalised_answers,
+    effective_sample_size,
+    masked_outside_answer,
+    masked_outside_mean,
+    masked_outside_token,
+    self_normalised_batch,
+    self_normalised_group,
+    truncated_answer,
+    truncated_token,
+)
 from jaxrl_llm.losses.objective import Objective
-from jaxrl_llm.losses.penalties import Penalty, entropy_bonus, k1, k2, k3, kl
+from jaxrl_llm.losses.penalties import (
+    Penalty,
+    adaptive,
+    entropy_bonus,
+    k1,
+    k2,
+    k3,
+    k3_clamped,
+    k3_unbiased,
+    kl,
+    rao_blackwell,
+    with_score,
+)
+from jaxrl_llm.losses.per_decision import per_decision_returns
+from jaxrl_llm.losses.selections import class_denominators, class_denominators_answers, clip_cov, kl_cov
 from jaxrl_llm.losses.supervised import cross_entropy
-from jaxrl_llm.losses.surrogates import Surrogate, clipped, reinforce
+from jaxrl_llm.losses.surrogates import (
+    Surrogate,
+    asymmetric_reinforce,
+    cispo,
+    clipped,
+    dppo,
+    effective_positives,
+    geo_mean,
+    gspo,
+    log_ratio_clamped,
+    opmd,
+    opmd_early,
+    prefix_ratio,
+    probability,
+    proximal,
+    rec,
+    reinforce,
+    sapo,
+    sequence_ratio,
+    shaped_probability,
+    tapered,
+    token_ratio,
+    topr,
+    topr_token,
+    unified,
+    vespo,
+)
 from jaxrl_llm.losses.tokens import Tokens, bare_tokens
 
 __all__ = [
@@ -15,17 +80,61 @@ __all__ = [
     "Penalty",
     "Surrogate",
     "Tokens",
+    "adaptive",
     "answer_mean",
     "answer_sum",
+    "asymmetric_reinforce",
     "bare_tokens",
+    "batch_normalised",
+    "batch_normalised_answers",
+    "cispo",
+    "class_denominators",
+    "class_denominators_answers",
+    "clip_cov",
     "clipped",
     "cross_entropy",
+    "dppo",
+    "effective_positives",
+    "effective_sample_size",
     "entropy_bonus",
     "fixed_divisor",
+    "geo_mean",
+    "gspo",
     "k1",
     "k2",
     "k3",
+    "k3_clamped",
+    "k3_unbiased",
     "kl",
+    "kl_cov",
+    "log_ratio_clamped",
+    "masked_outside_answer",
+    "masked_outside_mean",
+    "masked_outside_token",
+    "opmd",
+    "opmd_early",
+    "per_decision_returns",
+    "prefix_ratio",
+    "probability",
+    "prompt_mean",
+    "proximal",
+    "rao_blackwell",
+    "rec",
     "reinforce",
+    "sapo",
+    "self_normalised_batch",
+    "self_normalised_group",
+    "sequence_ratio",
+    "shaped_probability",
+    "tapered",
     "token_mean",
+    "token_ratio",
+    "topr",
+    "topr_token",
+    "truncated_answer",
+    "truncated_token",
+    "unified",
+    "variance_reduced_length",
+    "vespo",
+    "with_score",
 ]

@@ -55,5 +55,38 @@ def fixed_divisor(*, divisor: float) -> Aggregate:
     return weights
 
 
+def prompt_mean() -> Aggregate:
+    """w = 1 / (tokens of the prompt's answers · prompts): token mean inside each prompt, then the mean over prompts.
+
+    The formula of the DAPO paper (Yu et al., 2025), whose code takes `token_mean`.
+    """
+
+    def weights(where: Where) -> Weights:
+        tokens = jnp.sum(where, axis=(1, 2), keepdims=True)
+        prompts = jnp.maximum(jnp.sum(tokens > 0), 1)
+        return where / (jnp.maximum(tokens, 1) * prompts).astype(jnp.float32)
+
+    return weights
+
+
+def variance_reduced_length(*, alpha: float) -> Aggregate:
+    """w_i = L_i^-α / (mean_j L_j^-α · answers), the mean over the answers of the group (VL-Norm, arXiv 2509.07558).
+
+    α = 0: `answer_sum`. α = 1: tokens share the weight of an answer, as in `answer_mean`, but the sum over the group is
+    kept. It lowers the variance where the variance of an answer's gradient grows as L^α; it changes the direction
+    unless the expected gradient of an answer is independent of its length.
+    """
+
+    def weights(where: Where) -> Weights:
+        length = jnp.sum(where, axis=-1, keepdims=True)
+        some = length > 0
+        power = jnp.where(some, jnp.maximum(length, 1).astype(jnp.float32) ** -alpha, 0)
+        count = jnp.maximum(jnp.sum(some, axis=1, keepdims=True), 1).astype(jnp.float32)
+        mean = jnp.sum(power, axis=1, keepdims=True) / count
+        return where * power / (jnp.where(mean > 0, mean, 1) * _answers(where))
+
+    return weights
+
+
 def _answers(where: Where):
     return jnp.maximum(jnp.sum(jnp.any(where, axis=-1)), 1)
