@@ -97,6 +97,14 @@ def moments(
     return _summary(*_sums(plan, total, pool, groups, state, g), g)
 
 
+def moments_of(
+    estimates: Float[Array, "M D"], probs: Float[Array, " M"], target: Float[Array, " D"]
+) -> GradientMoments:
+    """Moments of an estimate written out: `estimates[m]` has probability `probs[m]`, and `target` is the gradient."""
+    gap = estimates - target[None, :]
+    return _summary(probs @ gap, probs @ jnp.sum(gap**2, axis=-1), target)
+
+
 def _summary(shift, square, g):
     """From E[ĝ - g] and E|ĝ - g|²: sums around g, not around 0, lose no digits where the bias is small."""
     mean, signal = g + shift, float(g @ g)
@@ -166,8 +174,8 @@ def _sums(plan: Plan, total: int, pool: OutcomeTable, groups: Groups | None, sta
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _draws(sizes: tuple, chunk: int, start, total, pool: OutcomeTable, groups: Groups | None) -> "Draw":
     """The batches `start` to `start + chunk`; those beyond the last one have probability 0."""
-    index, drawn = start + jnp.arange(chunk), jax.vmap(lambda table: table.drawn)(pool)
-    draws = jax.vmap(lambda i: _draw(sizes, i, drawn, groups))(jnp.minimum(index, total - 1))
+    index = start + jnp.arange(chunk)
+    draws = jax.vmap(lambda i: _draw(sizes, i, pool.drawn, groups))(jnp.minimum(index, total - 1))
     return draws._replace(prob=jnp.where(index < total, draws.prob, 0))
 
 

@@ -4,14 +4,16 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float
 
 from jaxrl_llm.types import pytree
 
 TOLERANCE = 1e-9
+Numbers = Any  # what jnp.asarray takes; once in a table, an array of the shape that is written beside it
 
 
 @pytree
@@ -35,16 +37,16 @@ class OutcomeTable:
     A table that contradicts itself raises ValueError, which names the field.
     """
 
-    probs: Float[Array, " N"]
-    scores: Float[Array, "N D"]
-    rewards: Float[Array, " N"]
-    lengths: Int[Array, " N"] | None = None
-    energies: Float[Array, " N"] | None = None
-    token_scores: Float[Array, "N T D"] | None = None
-    logp: Float[Array, "N T"] | None = None
-    behaviour_logp: Float[Array, "N T"] | None = None
-    extras: Mapping[str, Shaped[Array, "..."]] = dataclasses.field(default_factory=dict)
-    prompt_extras: Mapping[str, Shaped[Array, "..."]] = dataclasses.field(default_factory=dict)
+    probs: Numbers
+    scores: Numbers
+    rewards: Numbers
+    lengths: Numbers | None = None
+    energies: Numbers | None = None
+    token_scores: Numbers | None = None
+    logp: Numbers | None = None
+    behaviour_logp: Numbers | None = None
+    extras: Mapping[str, Numbers] = dataclasses.field(default_factory=dict)
+    prompt_extras: Mapping[str, Numbers] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         need_float64()
@@ -53,12 +55,12 @@ class OutcomeTable:
                 object.__setattr__(self, name, value)
 
     @property
-    def acted(self):
+    def acted(self) -> Bool[Array, "*X N T"]:
         """[N T], True at the tokens of each answer."""
         return _until(self.lengths, self.logp.shape[-1])
 
     @property
-    def drawn(self) -> Float[Array, " N"]:
+    def drawn(self) -> Float[Array, "*X N"]:
         """[N], the probabilities under the policy that is sampled from."""
         return self.probs if self.behaviour_logp is None else jnp.exp(jnp.sum(self.behaviour_logp, axis=-1))
 
@@ -159,7 +161,7 @@ def _require(truth: bool, field: str, what: str):
         raise ValueError(f"OutcomeTable: {field} must be {what}")
 
 
-def softmax_bandit(logits: Sequence[float], rewards: Sequence[float], lengths=None, **fields) -> OutcomeTable:
+def softmax_bandit(logits: Numbers, rewards: Numbers, lengths: Numbers | None = None, **fields) -> OutcomeTable:
     """π = softmax(logits), one outcome a logit; the parameters are the logits, so the score of outcome k is e_k - π."""
     need_float64()
     probs = jax.nn.softmax(jnp.asarray(logits, jnp.float64))
@@ -195,13 +197,13 @@ def last_token(prefix: Sequence[int]) -> int:
 
 
 def tabular_policy(
-    logits: Sequence[Sequence[float]],
+    logits: Numbers,
     reward: Callable[[tuple[int, ...]], float],
     *,
     eos: int,
     length: int,
     context: Callable[[Sequence[int]], int] = last_token,
-    behaviour: Sequence[Sequence[float]] | None = None,
+    behaviour: Numbers | None = None,
     **fields,
 ) -> OutcomeTable:
     """π(y_t | prefix) = softmax(logits[context(prefix)])[y_t], every answer written out.
