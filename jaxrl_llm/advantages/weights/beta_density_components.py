@@ -12,7 +12,7 @@ def beta_density_components(*, maximum: float = 1e6) -> AdvantageTransform:
 
     c̄ₖ is the mean over the valid answers to the prompt; αₖ, βₖ are fitted as in `beta_density`, for each component over
     the batch. It reads the components and not the credit that comes in: it belongs at the head of a chain. Equal
-    components give what one of them gives. An all-equal group and a group of one get exactly 0.
+    components give what one of them gives. A component that is all equal in the group adds exactly 0.
     """
 
     def fn(advantage, rollout):
@@ -23,5 +23,5 @@ def beta_density_components(*, maximum: float = 1e6) -> AdvantageTransform:
         each = jax.vmap(credit, in_axes=-1, out_axes=-1)(rollout.components)
         return jnp.mean(each, axis=-1).astype(advantage.dtype)
 
-    claim = {"uses_self": True, "minimum_group": 2, "centred": True, "keeps_zero": False, "domain": "unit"}
+    claim = {"uses_self": True, "minimum_group": 2, "keeps_zero": False, "domain": "unit"}
     return stateless(fn, Traits(unbiased="no", **claim))

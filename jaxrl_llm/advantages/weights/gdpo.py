@@ -24,4 +24,4 @@ def gdpo(*, ddof: int, eps: float, weights: tuple[float, ...] | None = None) -> 
         factor = jnp.ones(c.shape[-1:], c.dtype) if weights is None else jnp.asarray(weights, c.dtype)
         return jnp.sum(scores * factor[None, None], axis=-1).astype(advantage.dtype)
 
-    return stateless(fn, Traits(unbiased="no", uses_self=True, minimum_group=2, centred=True, keeps_zero=False))
+    return stateless(fn, Traits(unbiased="no", uses_self=True, minimum_group=2, keeps_zero=False))
