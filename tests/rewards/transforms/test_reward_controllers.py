@@ -165,11 +165,11 @@ def test_dynamic_hypervolume_without_a_validation_scales_the_next_batch():
     for a, b in [(0.0, 0.0), (0.5, 0.2), (0.0, 0.0), (0.0, 0.0)]:
         rollout = graded([a, b])
         parts = rollout.components.at[0, 0, 0].add(0.25).at[1, 2, 0].add(-0.25)  # the mean stays
-        rollout, state = transform.update(dataclasses.replace(rollout, components=parts), state)
+        rollout, state = compiled(transform.update)(dataclasses.replace(rollout, components=parts), state)
         found.append(float(rollout.reward[0, 0]))
     np.testing.assert_allclose(found, [1, 1, 0.5 + 1.5 * np.tanh(0.1), 0.5], rtol=1e-5)
     nothing = dataclasses.replace(graded([9.0, 9.0]), valid=jnp.zeros((2, 3), bool))
-    _, after = transform.update(nothing, state)
+    _, after = compiled(transform.update)(nothing, state)
     jax.tree.map(np.testing.assert_array_equal, after, state)
     with pytest.raises(ValueError, match="objective_point"):
         transform.update(graded([1.0]), state)
@@ -183,13 +183,13 @@ def test_dynamic_hypervolume_refuses_four_objectives_and_no_room():
 
 def test_trap_9_the_multiplier_has_no_effect_under_a_group_std_and_has_one_without():
     transform = dynamic_hypervolume((True, True), capacity=4)
-    _, state = transform.update(graded(objective_point=jnp.zeros(2)), transform.init())
-    scaled, _ = transform.update(graded(objective_point=jnp.asarray([0.4, 0.1])), state)
+    _, state = compiled(transform.update)(graded(objective_point=jnp.zeros(2)), transform.init())
+    scaled, _ = compiled(transform.update)(graded(objective_point=jnp.asarray([0.4, 0.1])), state)
     factor = float(0.5 + 1.5 * np.tanh(0.04))
     assert factor == pytest.approx(float(scaled.reward[0, 0]), rel=1e-6)
 
     def credit(chained, rollout):
-        return np.asarray(chained.update(rollout.reward, chained.init(), rollout)[0])
+        return np.asarray(compiled(chained.update)(rollout.reward, chained.init(), rollout)[0])
 
     normalised, plain = credit_chain(group_mean(), group_std(ddof=1, eps=0.0)), group_mean()
     np.testing.assert_allclose(credit(normalised, scaled), credit(normalised, graded()), rtol=1e-5)
@@ -309,7 +309,7 @@ def test_scale_of_the_parts_matters_under_a_std_and_scale_of_the_whole_does_not(
 
     def credit(rollout):
         normalised = credit_chain(group_mean(), group_std(ddof=1, eps=0.0))
-        return np.asarray(normalised.update(rollout.reward, normalised.init(), rollout)[0])
+        return np.asarray(compiled(normalised.update)(rollout.reward, normalised.init(), rollout)[0])
 
     three, one = (scale_schedule(tool_bounds(c)).update(rollout, jnp.asarray(0))[0] for c in (3, 1))
     assert np.abs(credit(three) - credit(one)).max() > 0.1
