@@ -20,7 +20,7 @@ def acted_tokens(rollout: Rollout) -> Where:
     return rollout.acted & rollout.valid[..., None]
 
 
-def to_go(x: Values, where: Where, discount: float | Float[Array, ""]) -> Values:
+def to_go(x: Values, where: Where, discount: float | int) -> Values:
     """yₜ = Σ discount^(acted tokens from t up to u, u not counted) · xᵤ over the acted u >= t.
 
     At a hole y is that of the next acted token, past the last one 0. The linear recurrence yₜ = xₜ + aₜ·yₜ₊₁, with a
@@ -32,7 +32,7 @@ def to_go(x: Values, where: Where, discount: float | Float[Array, ""]) -> Values
         (a, b), (c, d) = late, early
         return a * c, d + c * b
 
-    return jax.lax.associative_scan(join, (factor, jnp.where(where, x, 0)), reverse=True, axis=-1)[1]
+    return jax.lax.associative_scan(join, (factor, jnp.where(where, x, 0)), reverse=True, axis=x.ndim - 1)[1]
 
 
 def following(x: Values, where: Where) -> Values:

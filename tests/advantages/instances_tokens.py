@@ -12,8 +12,8 @@ from jaxrl_llm.advantages.tokens.top_entropy_mask import top_entropy_mask
 INSTANCES = {
     "reward_to_go(discount=1)": lambda: reward_to_go(discount=1.0),
     "gae(discount=1, decay=1)": lambda: gae(discount=1.0, decay=1.0),
-    "token_whiten(ddof=1, eps=1e-8, inside_root=True)": lambda: token_whiten(ddof=1, eps=1e-8, inside_root=True),
-    "token_whiten(ddof=0, eps=1e-4, inside_root=False)": lambda: token_whiten(ddof=0, eps=1e-4, inside_root=False),
+    'token_whiten(ddof=1, eps=1e-8, guard="variance")': lambda: token_whiten(ddof=1, eps=1e-8, guard="variance"),
+    'token_whiten(ddof=0, eps=1e-4, guard="deviation")': lambda: token_whiten(ddof=0, eps=1e-4, guard="deviation"),
     "optimal_token_baseline(leave_one_out=True, zero_tail=True)": lambda: optimal_token_baseline(
         leave_one_out=True, zero_tail=True
     ),
