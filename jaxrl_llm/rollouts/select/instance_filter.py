@@ -11,8 +11,9 @@ def solvable(correct: Bool[Array | np.ndarray, "N S"], at_least: int = 1) -> Boo
     """Σ correct >= at_least: the problems with a right answer among S attempts (RIF-RFT, arXiv 2507.05386).
 
     at_least, and S: unverified, the paper's threshold and number of attempts are not known (8 attempts in a port).
-    A problem with pass rate 0 has no gradient under a centred credit, so leaving it out changes the composition of
-    batches and nothing else there; a credit that punishes wrong answers loses a part of its gradient.
+    A problem that is never solved gives a centred credit no gradient, so leaving it out changes the composition and the
+    denominators of batches, nothing else. Under a credit that punishes wrong answers its sampled gradient goes too,
+    which is 0 in expectation and not on any one batch.
     """
     return correct.sum(axis=1) >= at_least
 

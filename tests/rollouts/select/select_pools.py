@@ -1,40 +1,42 @@
 """Pools of graded answers that know their own places, for the tests of selectors."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm.advantages._base import bare_rollout
+from jaxrl_llm.types import Rollout
 
 T = 3
 
 
 def pool_of(reward, valid=None, **extras):
-    """Rewards [P N]; `version` is the place of an answer in its group, and every other field is made of it."""
-    reward = jnp.asarray(reward)
+    """Rewards [P N]; `version` is the place of an answer in its group, and every other field is made of it.
+
+    Built on the host, so that a test compiles nothing but the selector.
+    """
+    reward = np.asarray(reward)
     p, n = reward.shape
-    place = jnp.broadcast_to(jnp.arange(n)[None], (p, n))
-    name = 1000 * jnp.arange(p)[:, None] + place
-    token = name[..., None] * 10 + jnp.arange(T)[None, None]
-    real = token.astype(jnp.float32)
-    return dataclasses.replace(
-        bare_rollout(reward, None if valid is None else jnp.asarray(valid), (token % 2) == 0),
-        prompt=1000 * jnp.arange(p)[:, None],
-        answer=token,
-        behaviour_logp=-real,
-        policy_logp=-2 * real,
-        components=jnp.stack([name, -name], axis=-1).astype(jnp.float32),
-        truncated=name % 3 == 0,
-        version=place,
-        extras={
-            "of_prompt": jnp.arange(p, dtype=jnp.float32),
-            "of_answer": name.astype(jnp.float32),
-            "of_token": real,
-            **{key: jnp.asarray(value) for key, value in extras.items()},
-        },
-    )
+    place = np.broadcast_to(np.arange(n, dtype=np.int32), (p, n))
+    name = 1000 * np.arange(p, dtype=np.int32)[:, None] + place
+    token = name[..., None] * 10 + np.arange(T, dtype=np.int32)
+    real = token.astype(np.float32)
+    fields = {
+        "prompt": 1000 * np.arange(p, dtype=np.int32)[:, None],
+        "prompt_mask": np.ones((p, 1), bool),
+        "answer": token,
+        "acted": token % 2 == 0,
+        "behaviour_logp": -real,
+        "policy_logp": -2 * real,
+        "reward": reward,
+        "components": np.stack([name, -name], axis=-1).astype(np.float32),
+        "valid": np.ones((p, n), bool) if valid is None else np.asarray(valid),
+        "truncated": name % 3 == 0,
+        "prompt_id": 7 * np.arange(p, dtype=np.int32),
+        "version": place,
+    }
+    named = {"of_prompt": np.arange(p, dtype=np.float32), "of_answer": name.astype(np.float32), "of_token": real}
+    fields["extras"] = {**named, **extras}
+    return Rollout(**jax.tree.map(jnp.asarray, fields))
 
 
 def labels(n):

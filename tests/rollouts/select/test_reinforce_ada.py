@@ -1,5 +1,6 @@
 """Reinforce-Ada against a sampler written one answer at a time, and against its exact table."""
 
+import functools
 import itertools
 import math
 
@@ -15,10 +16,14 @@ from jaxrl_llm.advantages.baselines.pool_mean import pool_mean
 from jaxrl_llm.rollouts.select.budget import estimated_budget, keep_budget
 from jaxrl_llm.rollouts.select.reinforce_ada import balanced, inverse_rate, positive_first, until_positives
 
+BALANCED, POSITIVE_FIRST = jax.jit(balanced(4, 8, 4)), jax.jit(positive_first(4, 8, 4))
+ONE_AT_A_TIME = jax.jit(until_positives(2, 4, 1, 12))
+BUDGET = jax.jit(estimated_budget, static_argnums=(1, 2, 3, 4))
+SMALL = jax.jit(balanced(4, 4, 2))
 RULES = {
-    "balanced": (balanced(4, 8, 4), lambda right, wrong: right >= 2 and wrong >= 2, 4),
+    "balanced": (BALANCED, lambda right, wrong: right >= 2 and wrong >= 2, 4),
     "balanced, odd": (balanced(5, 8, 4), lambda right, wrong: right >= 2 and wrong >= 3, 5),
-    "positive first": (positive_first(4, 8, 4), lambda right, wrong: right >= 1, 4),
+    "positive first": (POSITIVE_FIRST, lambda right, wrong: right >= 1, 4),
     "until positives": (until_positives(3, 6, 8, 4), lambda right, wrong: right >= 3, 6),
 }
 
@@ -76,27 +81,25 @@ def test_selector_is_the_sequential_sampler(name):
     check_fields(pool, out)
 
 
-def rounds_of(p):
-    """Every sequence of 4 numbers of right answers in rounds of 8, with its probability: order within a round does not
-    change how many are kept of a class."""
-    counts = np.array(list(itertools.product(range(9), repeat=4)))
-    binomial = np.array([math.comb(8, k) * p**k * (1 - p) ** (8 - k) for k in range(9)])
-    pool = (np.arange(8) < counts[..., None]).reshape(len(counts), 32)
-    return pool.astype(np.float32), np.prod(binomial[counts], axis=-1)
+COUNTS = np.array(list(itertools.product(range(9), repeat=4)))
+
+
+@functools.cache
+def of_rounds(select):
+    """(right answers kept first, pool mean, drawn) after every sequence of 4 numbers of right answers in rounds of 8:
+    the order within a round does not change how many are kept of a class."""
+    out = select(pool_of((np.arange(8) < COUNTS[..., None]).reshape(len(COUNTS), 32).astype(np.float32)))
+    assert bool(out.valid.all())
+    return tuple(np.asarray(x, np.float64) for x in (out.reward, out.extras["pool_mean"], out.extras["drawn"]))
 
 
 def averages(select, p):
-    """E[N], E[pool mean], P(mixed kept), w by enumeration with float64 credit r - pool mean."""
-    rewards, probability = rounds_of(p)
-    out = select(pool_of(rewards))
-    assert bool(out.valid.all())
-    reward, drawn = np.asarray(out.reward, np.float64), np.asarray(out.extras["drawn"])
-    mean = np.asarray(out.extras["pool_mean"], np.float64)
-    is_mixed = (reward.max(axis=1) > reward.min(axis=1)).astype(float)
+    """E[N], E[pool mean], P(mixed kept) and w with the credit r - pool mean, by enumeration."""
+    reward, mean, drawn = of_rounds(select)
+    binomial = np.array([math.comb(8, k) * p**k * (1 - p) ** (8 - k) for k in range(9)])
+    probability = np.prod(binomial[COUNTS], axis=-1)
+    is_mixed = reward.max(axis=1) > reward.min(axis=1)
     w = weight(reward - mean[:, None], reward, p)
-    np.testing.assert_allclose(
-        apply(pool_mean(), out.reward, pool_mean=out.extras["pool_mean"])[0], reward[0] - mean[0]
-    )
     return [float(probability @ x) for x in (drawn, mean, is_mixed, w)]
 
 
@@ -105,16 +108,15 @@ def test_golden_table(p):
     four, sixteen, *expected = TABLE[p]
     assert 1 - p**4 - (1 - p) ** 4 == pytest.approx(four, abs=HALF_A_DIGIT)
     assert 1 - p**16 - (1 - p) ** 16 == pytest.approx(sixteen, abs=HALF_A_DIGIT)
-    both = averages(jax.jit(balanced(4, 8, 4)), p)
-    first = averages(jax.jit(positive_first(4, 8, 4)), p)
+    both, first = averages(BALANCED, p), averages(POSITIVE_FIRST, p)
     np.testing.assert_allclose([*both, first[0], first[1], first[3]], expected, rtol=0, atol=HALF_A_DIGIT)
 
 
 def test_trap_2_stopped_pools_are_biased_keep_the_earliest_and_hold_all_wrong_prompts():
-    assert averages(balanced(4, 8, 4), 0.1)[1] > 0.13  # the mean of the pool is not the pass rate 0.1
+    assert averages(BALANCED, 0.1)[1] > 0.13  # the mean of the pool is not the pass rate 0.1
     rewards = np.zeros((2, 32), np.float32)
     rewards[0, [3, 4, 5, 6]] = 1
-    out = balanced(4, 8, 4)(pool_of(rewards))
+    out = BALANCED(pool_of(rewards))
     assert kept(out) == [[0, 1, 3, 4], [0, 1, 2, 3]]  # the earliest of each class; four wrong answers hold a row
     np.testing.assert_array_equal(apply(pool_mean(), out.reward, pool_mean=out.extras["pool_mean"])[1], 0)
 
@@ -123,7 +125,7 @@ def test_what_lies_behind_the_last_round_is_not_read():
     rewards = np.array([[1, 0, 1, 0, 0, 0, 0, 0]], np.float32)
     junk = rewards.copy()
     junk[0, 4:] = [np.nan, np.inf, 1, 1]
-    out, other = (balanced(4, 4, 2)(pool_of(r)) for r in (rewards, junk))
+    out, other = (SMALL(pool_of(r)) for r in (rewards, junk))
     jax.tree.map(np.testing.assert_array_equal, out, other)
 
 
@@ -133,8 +135,8 @@ def test_invalid_answers_in_the_rounds_change_nothing():
     wide = np.full((200, 4, 5), np.nan, np.float32)
     wide[:, :, [0, 2, 3]] = rewards
     valid = np.broadcast_to(np.array([True, False, True, True, False]), wide.shape)
-    out = balanced(4, 3, 4)(pool_of(rewards.reshape(200, 12)))
-    padded = balanced(4, 5, 4)(pool_of(wide.reshape(200, 20), valid.reshape(200, 20)))
+    out = jax.jit(balanced(4, 3, 4))(pool_of(rewards.reshape(200, 12)))
+    padded = jax.jit(balanced(4, 5, 4))(pool_of(wide.reshape(200, 20), valid.reshape(200, 20)))
     np.testing.assert_array_equal(out.reward, padded.reward)
     for name in ("pool_mean", "pool_std", "drawn"):
         np.testing.assert_array_equal(out.extras[name], padded.extras[name])
@@ -143,7 +145,7 @@ def test_invalid_answers_in_the_rounds_change_nothing():
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_pool_of_none_one_or_two_answers(number):
     valid = np.arange(8)[None] < number
-    out = balanced(4, 4, 2)(pool_of(np.ones((1, 8), np.float32), valid))
+    out = SMALL(pool_of(np.ones((1, 8), np.float32), valid))
     mean, std = (0, 1) if number < 2 else (1, np.float32(1e-6))
     assert (out.extras["pool_mean"][0], out.extras["pool_std"][0], out.extras["drawn"][0]) == (mean, std, number)
     assert kept(out) == [list(range(number))]
@@ -151,7 +153,7 @@ def test_pool_of_none_one_or_two_answers(number):
 
 def test_one_round_of_as_many_as_are_kept_is_the_group_mean():
     rewards = labels(4)
-    out = balanced(4, 4, 1)(pool_of(rewards))
+    out = jax.jit(balanced(4, 4, 1))(pool_of(rewards))
     np.testing.assert_array_equal(out.reward, rewards)
     credit = apply(pool_mean(), out.reward, pool_mean=out.extras["pool_mean"])
     np.testing.assert_allclose(credit, apply(group_mean(), jnp.asarray(rewards)), atol=1e-7)
@@ -168,30 +170,29 @@ def test_ideal_balanced_keep_has_the_closed_weight(p):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
 def test_statistics_keep_the_dtype_of_rewards(dtype):
     with jax.enable_x64(dtype == jnp.float64):
-        out = until_positives(2, 4, 4, 2)(pool_of(jnp.asarray(labels(8)[:5], dtype)))
+        out = jax.jit(until_positives(2, 4, 4, 2))(pool_of(jnp.asarray(labels(8)[:5], dtype)))
         assert {out.extras[name].dtype for name in ("pool_mean", "pool_std", "inverse_rate")} == {jnp.dtype(dtype)}
         assert out.extras["drawn"].dtype == jnp.int32
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("p", [0.05, 0.4, 0.8])
-def test_inverse_rate_is_unbiased_and_the_rate_of_the_pool_is_not(count, p):
+@pytest.mark.parametrize("size", [1, 4])
+def test_inverse_rate_is_unbiased_and_the_rate_of_the_pool_is_not(count, size):
     rewards = labels(12)
     with jax.enable_x64(True):
-        pool = pool_of(rewards.astype(np.float64))
-        for size in (1, 4):
-            out = jax.jit(until_positives(count, 4, size, 12 // size))(pool)
-            assert chance(rewards, p) @ np.asarray(out.extras["inverse_rate"]) == pytest.approx(p, abs=1e-12)
-            assert abs(chance(rewards, p) @ np.asarray(out.extras["pool_mean"]) - p) > 1e-5
+        extras = jax.jit(until_positives(count, 4, size, 12 // size))(pool_of(rewards.astype(np.float64))).extras
+    for p in (0.05, 0.4, 0.8):
+        assert chance(rewards, p) @ np.asarray(extras["inverse_rate"]) == pytest.approx(p, abs=1e-12)
+        assert abs(chance(rewards, p) @ np.asarray(extras["pool_mean"]) - p) > 1e-5
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_drawing_one_at_a_time_until_k_right_takes_the_negative_binomial_number(p):
     """E[N] = Σ P(fewer than K of the first n are right), n = 0 ... N - 1, which tends to K / p."""
     rewards, count = labels(12), 2
+    drawn = np.asarray(ONE_AT_A_TIME(pool_of(rewards)).extras["drawn"])
     below = [sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(count)) for n in range(12)]
-    drawn = until_positives(count, 4, 1, 12)(pool_of(rewards)).extras["drawn"]
-    assert chance(rewards, p) @ np.asarray(drawn) == pytest.approx(sum(below), abs=1e-9)
+    assert chance(rewards, p) @ drawn == pytest.approx(sum(below), abs=1e-9)
     if p == 0.9:
         assert sum(below) == pytest.approx(count / p, abs=1e-8)
 
@@ -199,7 +200,9 @@ def test_drawing_one_at_a_time_until_k_right_takes_the_negative_binomial_number(
 def test_inverse_rate_of_no_answers_and_of_invalid_ones():
     reward = jnp.asarray([[1.0, 1, 0, 1], [jnp.nan, 1, jnp.nan, 1], [1, 1, 1, 1]])
     valid = jnp.asarray([[True] * 4, [False, True, False, True], [False] * 4])
-    np.testing.assert_allclose(inverse_rate(reward, valid, 3, 0.7), [2 / 3, 1, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(inverse_rate, static_argnums=(2, 3))(reward, valid, 3, 0.7), [2 / 3, 1, 0], rtol=1e-6
+    )
 
 
 def test_wrong_size_of_a_pool_is_refused():
@@ -211,30 +214,29 @@ def test_wrong_size_of_a_pool_is_refused():
 
 def test_estimated_budget_follows_the_root_between_its_bounds():
     rate = jnp.asarray([1.0, 0.25, 0.0625])
-    np.testing.assert_array_equal(estimated_budget(rate, 1, 100, 28, 0.0), [4, 8, 16])
-    np.testing.assert_array_equal(estimated_budget(rate, 1, 12, 28, 0.0), [5, 11, 12])  # 12, then 16 as 1 : 2
-    np.testing.assert_array_equal(estimated_budget(rate, 6, 100, 28, 0.0), [6, 7, 15])  # 6, then 22 as 1 : 2
-    np.testing.assert_array_equal(estimated_budget(jnp.zeros(4), 4, 32, 34, 0.01), [9, 9, 8, 8])
+    np.testing.assert_array_equal(BUDGET(rate, 1, 100, 28, 0.0), [4, 8, 16])
+    np.testing.assert_array_equal(BUDGET(rate, 1, 12, 28, 0.0), [5, 11, 12])  # 12, then 16 as 1 : 2
+    np.testing.assert_array_equal(BUDGET(rate, 6, 100, 28, 0.0), [6, 7, 15])  # 6, then 22 as 1 : 2
+    np.testing.assert_array_equal(BUDGET(jnp.zeros(4), 4, 32, 34, 0.01), [9, 9, 8, 8])
 
 
 def test_estimated_budget_spends_the_total_and_no_more():
     rng = np.random.default_rng(3)
-    budget = jax.jit(estimated_budget, static_argnums=(1, 2, 3, 4))
     for total in (64, 128, 333, 511, 512):
         for _ in range(5):
             rate = rng.choice([0, 1, rng.uniform()], size=16) * rng.uniform(size=16)
-            n = np.asarray(budget(jnp.asarray(rate, jnp.float32), 4, 32, total, 0.01))
+            n = np.asarray(BUDGET(jnp.asarray(rate, jnp.float32), 4, 32, total, 0.01))
             assert n.sum() == total
             assert n.min() >= 4
             assert n.max() <= 32
             order = np.argsort(rate)
             assert (np.diff(n[order]) <= 1).all(), "a harder prompt has fewer answers"
-    np.testing.assert_array_equal(budget(jnp.zeros(3), 4, 32, 5, 0.01), [4, 4, 4])
-    np.testing.assert_array_equal(budget(jnp.zeros(3), 4, 32, 500, 0.01), [32, 32, 32])
+    np.testing.assert_array_equal(BUDGET(jnp.zeros(3), 4, 32, 5, 0.01), [4, 4, 4])
+    np.testing.assert_array_equal(BUDGET(jnp.zeros(3), 4, 32, 500, 0.01), [32, 32, 32])
 
 
 def test_budget_keeps_the_first_valid_answers():
     valid = np.ones((3, 5), bool)
     valid[1, 0] = False
     pool = pool_of(np.zeros((3, 5), np.float32), valid, budget=np.array([2, 3, 9]))
-    assert kept(keep_budget(4)(pool)) == [[0, 1], [1, 2, 3], [0, 1, 2, 3]]
+    assert kept(jax.jit(keep_budget(4))(pool)) == [[0, 1], [1, 2, 3], [0, 1, 2, 3]]
