@@ -4,11 +4,12 @@ All take `Tokens` [B G T] and return that shape. A surrogate may combine the tok
 several: what needs the whole batch is a correction. Padding is the business of the aggregation. Gradient flows through
 `logp` alone. Ratios are safe: see `jaxrl_llm.losses.ratios`.
 
-    ppo       reinforce, token_ratio, clipped, log_ratio_clamped, cispo, sapo, dppo, shaped_probability, probability
-    sequence  sequence_ratio, prefix_ratio, gspo, geo_mean
-    tapered   tapered, topr, topr_token, vespo
-    rec       rec and its masks, weights and regularisers; opmd, opmd_early, asymmetric_reinforce
-    unified   unified and its denominators and credits
+    ppo             reinforce, token_ratio, clipped, log_ratio_clamped, cispo, sapo, dppo, shaped_probability,
+                    probability, proximal
+    sequence        sequence_ratio, prefix_ratio, gspo, geo_mean
+    tapers          tapered, topr, topr_token, vespo
+    rec_pieces      rec and its masks, weights and regularisers; opmd, opmd_early, asymmetric_reinforce
+    unified_pieces  unified and its denominators and credits
 """
 
 from jaxrl_llm.losses.surrogates._base import Surrogate
@@ -24,10 +25,10 @@ from jaxrl_llm.losses.surrogates.ppo import (
     shaped_probability,
     token_ratio,
 )
-from jaxrl_llm.losses.surrogates.rec import asymmetric_reinforce, opmd, opmd_early, rec
+from jaxrl_llm.losses.surrogates.rec_pieces import asymmetric_reinforce, opmd, opmd_early, rec
 from jaxrl_llm.losses.surrogates.sequence import geo_mean, gspo, prefix_ratio, sequence_ratio
-from jaxrl_llm.losses.surrogates.tapered import effective_positives, tapered, topr, topr_token, vespo
-from jaxrl_llm.losses.surrogates.unified import unified
+from jaxrl_llm.losses.surrogates.tapers import effective_positives, tapered, topr, topr_token, vespo
+from jaxrl_llm.losses.surrogates.unified_pieces import unified
 
 __all__ = [
     "Surrogate",

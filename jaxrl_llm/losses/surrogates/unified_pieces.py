@@ -22,7 +22,7 @@ from jaxrl_llm.losses.ratios import (
     token_log_ratio,
 )
 from jaxrl_llm.losses.surrogates._base import Surrogate, Values
-from jaxrl_llm.losses.surrogates.rec import one_side
+from jaxrl_llm.losses.surrogates.rec_pieces import one_side
 from jaxrl_llm.losses.tokens import Tokens
 
 Mask = Callable[[Tokens], Bool[Array, "B G T"]]
