@@ -20,10 +20,11 @@ def weighted_mean(
 ) -> Float[Array, "..."]:
     """Σ w x / Σ w over the mask, the axis kept; the plain mean where all weights are 0, and 0 where the mask is empty.
 
-    Weights are >= 0; an infinite one counts as the largest number. Like `masked.mean` it is peak + mean(x - peak), so
+    Weights are >= 0; an infinite one counts as a very large one. Like `masked.mean` it is peak + mean(x - peak), so
     that the mean of equal numbers is that number to the last bit.
     """
-    weight = jnp.minimum(jnp.where(where, weight, 0).astype(x.dtype), jnp.finfo(x.dtype).max)
+    # A little below the largest number, whose reciprocal would be flushed to 0.
+    weight = jnp.minimum(jnp.where(where, weight, 0).astype(x.dtype), jnp.finfo(x.dtype).max / 256)
     top = jnp.max(weight, axis=axis, keepdims=True, initial=0)
     weight = jnp.where(top > 0, weight / jnp.where(top > 0, top, 1), where.astype(x.dtype))
     peak = jnp.max(jnp.where(where, x, -jnp.inf), axis=axis, keepdims=True, initial=-jnp.inf)
