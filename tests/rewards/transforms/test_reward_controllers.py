@@ -128,19 +128,22 @@ def test_dynamic_hypervolume_directions():
     np.testing.assert_array_equal(found, factors(dynamic_hypervolume((True, True), capacity=4), POINTS)[0])
 
 
+def kept(state):
+    points = np.asarray(state.points, np.float64)[np.asarray(state.used)]
+    return {tuple(point) for point in points.round(4).tolist()}
+
+
 def test_dynamic_hypervolume_keeps_the_useful_points_when_slots_run_out():
-    points = [(0.0, 0.0), (0.9, 0.05), (0.05, 0.9), (0.5, 0.5), (0.5, 0.5)]
-    found, state = factors(dynamic_hypervolume((True, True), capacity=2), points)
-    kept = sorted(tuple(np.round(np.asarray(p), 4).tolist()) for p in state.points)
-    assert (0.5, 0.5) in kept  # 0.2025 of its own; the two others 0.02 each
+    transform = dynamic_hypervolume((True, True), capacity=2)
+    points = [(0.0, 0.0), (0.9, 0.3), (0.05, 0.9), (0.5, 0.5), (0.5, 0.5)]  # own volumes 0.12, 0.02, 0.09
+    found, state = factors(transform, points)
+    assert kept(state) == {(0.9, 0.3), (0.5, 0.5)}
     assert found[-1] == 0.5
-    dominating = [(0.0, 0.0), (0.2, 0.1), (0.1, 0.2), (0.5, 0.5)]
-    _, state = factors(dynamic_hypervolume((True, True), capacity=2), dominating)
-    assert int(state.used.sum()) == 1
-    small = [(0.0, 0.0), (0.5, 0.1), (0.1, 0.5), (0.11, 0.11)]  # the new point is the least useful of the three
-    found, state = factors(dynamic_hypervolume((True, True), capacity=2), small)
+    _, state = factors(transform, [(0.0, 0.0), (0.2, 0.1), (0.1, 0.2), (0.5, 0.5)])
+    assert kept(state) == {(0.5, 0.5)}  # what the new point dominates leaves
+    found, state = factors(transform, [(0.0, 0.0), (0.5, 0.1), (0.1, 0.5), (0.11, 0.11)])
     assert found[-1] == pytest.approx(0.5 + 1.5 * np.tanh(0.0001), abs=1e-6)
-    assert (0.11, 0.11) not in [tuple(np.round(np.asarray(p), 4).tolist()) for p in state.points]
+    assert kept(state) == {(0.5, 0.1), (0.1, 0.5)}  # the new point is the least useful of the three
 
 
 def test_dynamic_hypervolume_full_of_ever_better_points_equals_one_with_room():

@@ -447,11 +447,11 @@ def test_conciseness_against_the_batch_mean():
     np.testing.assert_array_equal(found.reward, [[1, 2], [3, 4]])
     equal, _ = compiled(conciseness().update)(graded(reward=[[0.0] * 3], length=[[7] * 3]), ())
     np.testing.assert_array_equal(equal.components[..., -1], [[0, 0, 0]])
-    valid = [[True, True], [True, False]]  # the mean is 20 without the invalid answer
+    valid = [[True, True], [True, False]]  # the mean is 19.3; 14.5 with the invalid answer as one of length 0
     found, _ = compiled(conciseness().update)(
-        graded(reward=[[0.0] * 2] * 2, length=[[10, 20], [30, 900]], valid=valid), ()
+        graded(reward=[[0.0] * 2] * 2, length=[[10, 18], [30, 900]], valid=valid), ()
     )
-    np.testing.assert_array_equal(found.components[..., -1], [[1, 0], [0, 0]])
+    np.testing.assert_array_equal(found.components[..., -1], [[1, 1], [0, 0]])
 
 
 TABLE = [[[1, 1], [1, 0], [0, 1], [0, 0]]]  # accuracy, format
