@@ -164,16 +164,16 @@ def test_one_pair_carries_the_credit_of_the_whole_group(right):
 def test_trap_5_rewards_of_one_and_minus_one_weigh_a_pair_steeply():
     """2(1-p)/p + p/(1-p), times K/(K-1), with half the loss on the wrong answer: 18.1 at p = 1/10 for many answers."""
     reward = np.where(np.arange(10) < 1, 1.0, -1.0).astype(np.float32)[None]
-    out = jax.jit(keep_one_pair(0.0))(pool_of(reward, noise=np.linspace(0, 0.9, 10, dtype=np.float32)[None]))
-    right, wrong = 10 / 9 * (out.reward - out.extras["pool_mean"][:, None])[0]
+    noise = np.linspace(0, 0.9, 10, dtype=np.float32)[None]
+
+    def credit(out):
+        return 10 / 9 * (out.reward - out.extras["pool_mean"][:, None])[0]
+
+    right, wrong = credit(jax.jit(keep_one_pair(0.0))(pool_of(reward, noise=noise)))
     w = right / 0.1 - 0.5 * wrong / 0.9
     assert float(w) == pytest.approx((18 + 1 / 9) * 10 / 9, rel=1e-6)
-    halved = jax.jit(keep_one_pair(0.5))(
-        pool_of((reward + 1) / 2, noise=np.linspace(0, 0.9, 10, dtype=np.float32)[None])
-    )
-    np.testing.assert_allclose(
-        halved.reward - halved.extras["pool_mean"][:, None], [[right * 0.45, wrong * 0.45]], rtol=1e-6
-    )
+    halved = credit(jax.jit(keep_one_pair(0.5))(pool_of((reward + 1) / 2, noise=noise)))
+    np.testing.assert_allclose(halved, [right / 2, wrong / 2], rtol=1e-6)
 
 
 def test_a_marked_pair_is_the_pair_that_is_kept():
@@ -206,6 +206,7 @@ def test_padding_with_invalid_answers_changes_no_choice():
         np.testing.assert_array_equal(out.valid, other.valid)
         np.testing.assert_array_equal(np.where(out.valid, out.reward, 0), np.where(out.valid, other.reward, 0))
         for name in ("pool_mean", "pool_std", "drawn"):
-            np.testing.assert_array_equal(out.extras.get(name, 0), other.extras.get(name, 0))
+            # The choice is exact; a sum with more terms, zeros among them, may round otherwise.
+            np.testing.assert_allclose(out.extras.get(name, 0), other.extras.get(name, 0), rtol=1e-6)
     out, other = jax.jit(drop_surplus_wrong())(plain), jax.jit(drop_surplus_wrong())(padded)
     np.testing.assert_array_equal(out.valid, np.asarray(other.valid)[:, places])

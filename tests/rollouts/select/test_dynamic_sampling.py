@@ -58,8 +58,7 @@ def refilled(credit, wanted):
     out = select(jnp.asarray(reward))
     value, filled = np.asarray(credit(out.reward, out.valid)), np.asarray(out.valid[..., 0])
     total, rows = np.zeros(2), 0.0
-    for drawn in itertools.product(range(2), repeat=3):
-        drawn = np.array(drawn)
+    for drawn in map(np.array, itertools.product(range(2), repeat=3)):
         probability = np.prod(SHARE[drawn]) * np.prod(chance(reward, RATE[drawn][:, None]), axis=-1)
         row = drawn[np.asarray(out.prompt_id) // 7]
         w = probability[:, None] * filled * weight(value, out.reward, RATE[row][..., None])

@@ -49,7 +49,7 @@ def test_rows_keep_their_order_and_every_field():
 
 
 def test_unsolvable_problems_have_no_centred_gradient_but_a_sampled_one_under_negative_credit():
-    """Bandits that share their logits: prompt 0 has no right outcome. The divisor is fixed: the answers of all three."""
+    """Bandits that share their logits: prompt 0 has no right outcome. The divisor is fixed: all answers."""
     rng = np.random.default_rng(0)
     outcome = rng.integers(0, 3, (3, 6))
     right = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0]], bool)
