@@ -209,7 +209,7 @@ def aggregated(case):
 
 
 def token_baselines(case):
-    """otb_group, otb_group_loo. What one answer alone reaches gets 0 with itself in its baseline, its return without."""
+    """otb_group, otb_group_loo. What one answer alone reaches gets 0 where it is its own baseline, else its return."""
     alone = case.estimator.endswith("loo")
     otb = optimal_token_baseline(leave_one_out=alone, zero_tail=alone)
     return moments(chain(at_end(no_baseline()), reward_to_go(discount=1.0), otb), bigram("binary"), case.group)

@@ -1,0 +1,269 @@
+"""Reference vectors other than the cases: facts of the problems, F'(p), Bernstein coefficients, small examples."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import (
+    PATHS,
+    VECTORS,
+    B,
+    bandit,
+    baseline,
+    bigram,
+    bigram_facts,
+    close,
+    spelled,
+    table_of,
+)
+
+from jaxrl_llm.advantages import apply, chain, group_mean, group_std, leave_one_out, no_baseline
+from jaxrl_llm.advantages.baselines.constant import constant
+from jaxrl_llm.advantages.baselines.group_quantile import group_quantile
+from jaxrl_llm.advantages.scales.fixed_beta_density import fixed_beta_density
+from jaxrl_llm.advantages.weights.focal import focal
+from jaxrl_llm.advantages.weights.log_odds import log_odds
+from jaxrl_llm.advantages.weights.maxrl_centred import maxrl_centred
+from jaxrl_llm.advantages.weights.maxrl_centred_full import maxrl_centred_full
+from jaxrl_llm.advantages.weights.maxrl_raw import maxrl_raw
+from jaxrl_llm.advantages.weights.negative_only import negative_only
+from jaxrl_llm.advantages.weights.pass_at_k import pass_at_k
+from jaxrl_llm.advantages.weights.positive_only import positive_only
+from jaxrl_llm.advantages.weights.top_gap import top_gap
+from jaxrl_llm.losses.corrections import effective_sample_size
+from jaxrl_llm.variance.designs import systematic
+from jaxrl_llm.variance.exact import moments, moments_of
+from jaxrl_llm.variance.tables import bernoulli
+
+SCHEMES = {
+    "reinforce": no_baseline,
+    "mean": group_mean,
+    "rloo": leave_one_out,
+    "grpo": lambda: chain(group_mean(), group_std(ddof=0, eps=0.0)),
+    "grpo_ddof1": lambda: chain(group_mean(), group_std(ddof=1, eps=0.0)),
+    "maxrl_raw": maxrl_raw,
+    "maxrl_centered_masked": lambda: maxrl_centred(eps=0.0),
+    "maxrl_centered_full": maxrl_centred_full,
+    "logit": log_odds,
+    "pos_only": positive_only,
+    "neg_only": negative_only,
+    "topgap": top_gap,
+    "passk": lambda k_: pass_at_k(k=int(k_)),
+    "bnpo": lambda alpha, beta: chain(group_mean(), fixed_beta_density(alpha=float(alpha), beta=float(beta))),
+    "focal": lambda gamma: focal(gamma=float(gamma)),
+    "quantile": lambda K: group_quantile(level=float(K)),
+}
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+# Problems.
+
+
+def facts_of(table):
+    pi, r, s = np.asarray(table.probs), np.asarray(table.rewards), np.asarray(table.scores)
+    e, g, value = np.sum(s**2, axis=1), (pi * r) @ s, float(pi @ r)
+    fisher, m1, m2 = pi @ e, pi @ (r * e), pi @ (r**2 * e)
+    coord = (pi * r) @ s**2 / (pi @ s**2)
+    lengths = np.asarray(table.lengths)
+    covariance = (s.T * pi) @ s
+    control = np.linalg.pinv(covariance, rcond=1e-10) @ ((s.T * (pi * r)) @ s)
+    residual = r[:, None] * s - g[None, :] - s @ control
+    one = lambda b: moments(constant(value=float(b)), table, 1).trace_var  # noqa: E731
+    by_coordinate = moments_of(jnp.asarray((r[:, None] - coord[None, :]) * s), table.probs, table.gradient)
+    return {
+        "value": value,
+        "reward_var": pi @ r**2 - value**2,
+        "grad": g,
+        "grad_norm_sq": g @ g,
+        "fisher_trace": fisher,
+        "energy_reward": m1,
+        "energy_reward_sq": m2,
+        "cov_reward_energy": m1 - value * fisher,
+        "b_star_scalar": m1 / fisher,
+        "b_star_coord": coord,
+        "b_length_weighted": pi @ (lengths * r) / (pi @ lengths),
+        "var1_none": one(0.0),
+        "var1_value": one(value),
+        "var1_bstar": one(m1 / fisher),
+        "var1_coord": by_coordinate.trace_var,
+        "var1_matrix": pi @ np.sum(residual**2, axis=1),
+    }
+
+
+@pytest.mark.parametrize("name", ["A", "A2", "binary", "dense"])
+def test_facts(name):
+    """The tables are those of the vectors. The matrix control variate leaves nothing to a bandit."""
+    table = bandit(name) if name in ("A", "A2") else bigram(name)
+    problem = VECTORS["problems"][name] if name in ("A", "A2") else B[name]
+    close(table.probs, VECTORS["problems"]["A" if name in ("A", "A2") else "B"]["probs"])
+    found = facts_of(table)
+    assert set(found) == set(problem["facts"])
+    for fact, value in found.items():
+        np.testing.assert_allclose(value, problem["facts"][fact], rtol=1e-9, atol=1e-11, err_msg=fact)
+
+
+def test_answers_are_in_order():
+    assert [spelled(path) for path in PATHS] == B["sequences"]
+
+
+@pytest.mark.parametrize("rewards", ["binary", "dense"])
+def test_values_and_baselines_of_positions_and_prefixes(rewards):
+    f, expected = bigram_facts(rewards), B[rewards]
+    close(np.sum(f.pi[:, None] * f.energy, axis=0), expected["fisher_by_position"])
+    close(baseline(f, "seq_bstar")[1], expected["b_seq_star"])
+    for kind in ("pos_exact", "pos_energy", "otb"):
+        name = "b_position_" + kind.removeprefix("pos_")
+        close(np.asarray(baseline(f, kind)[1]), expected[name])
+    for kind, name in (("value", "value_by_prefix"), ("prefix_exact", "b_prefix_exact")):
+        found = baseline(f, kind)[1]
+        assert set(found) == set(expected[name])
+        close([found[p] for p in found], [expected[name][p] for p in found])
+    found = baseline(f, "prefix_energy")[1]
+    close([found[p] for p in found], [expected["b_prefix_energy"][p] for p in found])
+
+
+@pytest.mark.parametrize("name", ["A2", "B_binary"])
+def test_binary_moments(name):
+    problem = VECTORS["problems"]["A2" if name == "A2" else "B"]
+    found = binary_moments(table_of(name))
+    for field, value in problem["binary_moments"].items():
+        close(found[field], value)
+
+
+def binary_moments(table):
+    pi, r, s = np.asarray(table.probs), np.asarray(table.rewards), np.asarray(table.scores)
+    tau = []
+    for share in (pi * r, pi * (1 - r)):
+        among = share / share.sum()
+        tau.append(among @ np.sum(s**2, axis=1) - np.sum((among @ s) ** 2))
+    g = (pi * r) @ s
+    return {"p": float(pi @ r), "tau_pos": tau[0], "tau_neg": tau[1], "grad_p_sq": g @ g}
+
+
+def test_the_behaviour_policy():
+    table, expected = bigram(off_policy=True), B["off_policy"]
+    mu, pi = table.drawn, table.probs
+    close(mu, expected["behaviour_probs"])
+    close(pi / mu, expected["seq_ratio"])
+    close(jnp.sum(pi**2 / mu) - 1, expected["chi2"])
+    close(1 / jnp.sum(pi**2 / mu), expected["ess_fraction"])
+    w2e = mu * (pi / mu) ** 2 * table.energies
+    close(jnp.sum(w2e * table.rewards) / jnp.sum(w2e), expected["b_offpolicy_star"])
+
+
+def test_effective_sample_size_of_a_sample_in_proportion_to_the_behaviour_policy():
+    """(Σ w)² / (N Σ w²) of counts 3, 1: w = 2 three times and 1 once."""
+    w = jnp.asarray([[[2.0], [2.0], [2.0], [1.0]]])
+    close(effective_sample_size(w, jnp.ones(w.shape, bool)), 49 / (4 * 13))
+
+
+# Binary rewards: F'(p) and its Bernstein coefficients.
+
+
+@pytest.mark.parametrize("scheme", sorted({(f["scheme"], tuple(f["params"].items())) for f in VECTORS["fprime"]}))
+def test_weight_on_the_gradient_of_the_pass_rate(scheme):
+    name, params = scheme
+    transform, seen = SCHEMES[name](**dict(params)), 0
+    for row in VECTORS["fprime"]:
+        if (row["scheme"], tuple(row["params"].items())) == scheme:
+            found = moments(transform, bernoulli(row["p"]), row["G"])
+            close(found.scale, row["fprime"])
+            if transform.traits.f_prime is not None:
+                close(transform.traits.f_prime(row["p"], row["G"]), row["fprime"])
+            seen += 1
+    assert seen == 8
+
+
+def credits(transform, group):
+    """[(A+, A-)] of groups with 0 to G successes; None where there is no such answer."""
+    reward = jnp.asarray([[1.0] * c + [0.0] * (group - c) for c in range(group + 1)])
+    credit = np.asarray(apply(transform, reward))
+    assert all(np.ptp(row[:c]) < 1e-12 for c, row in enumerate(credit) if c)
+    return [(row[0] if c else None, row[-1] if c < group else None) for c, row in enumerate(credit)]
+
+
+def bernstein(transform, group):
+    """d(j) = A+(j+1) - A-(j)."""
+    pairs = credits(transform, group)
+    return [pairs[j + 1][0] - pairs[j][1] for j in range(group)]
+
+
+@pytest.mark.parametrize("key", VECTORS["bernstein"])
+def test_bernstein_coefficients(key):
+    name, *params, group = key.split("|")
+    transform = SCHEMES[name](**dict(p.split("=") for p in params))
+    close(bernstein(transform, int(group.removeprefix("G="))), VECTORS["bernstein"][key])
+
+
+@pytest.mark.parametrize("row", VECTORS["binary_formula"], ids=lambda row: row["scheme"])
+def test_four_numbers_give_the_variance_of_every_binary_scheme(row):
+    transform, g, m = SCHEMES[row["scheme"]](), row["G"], binary_moments(table_of(row["problem"]))
+    for field in ("p", "tau_pos", "tau_neg", "grad_p_sq"):
+        close(m[field], row[field])
+    predicted, slope = binary_variance(transform, g, m)
+    found = moments(transform, table_of(row["problem"]), g)
+    close(predicted, row["trace_var"])
+    close(found.trace_var, row["trace_var"])
+    close([slope, found.scale], [row["fprime"]] * 2)
+
+
+def binary_variance(transform, g, m):
+    """tr Var and F' from p, tau+, tau-, |∇p|²."""
+    p, pairs = m["p"], credits(transform, g)
+    share = np.array([math.comb(g, c) * p**c * (1 - p) ** (g - c) for c in range(g + 1)])
+    right, wrong = (np.array([pair[i] or 0.0 for pair in pairs]) for i in (0, 1))
+    c = np.arange(g + 1)
+    within = share @ (c * right**2 * m["tau_pos"] + (g - c) * wrong**2 * m["tau_neg"]) / g**2
+    slope = (c * right / p - (g - c) * wrong / (1 - p)) / g
+    mean = share @ slope
+    return within + share @ (slope - mean) ** 2 * m["grad_p_sq"], mean
+
+
+@pytest.mark.parametrize("row", VECTORS["bernoulli_logit"], ids=lambda row: str(row["p"]))
+def test_bernoulli_logit(row):
+    p, table = row["p"], bernoulli(row["p"])
+    one = lambda b: moments(constant(value=b), table, 1).trace_var  # noqa: E731
+    close(table.gradient, [row["grad"]])
+    close(one(0.0), row["var_none"])
+    close(one(p), row["var_value"])
+    close(one(row["b_star"]), row["var_bstar"])
+    close(row["b_star"], 1 - p)
+    for g in (2, 4, 8):
+        close(moments(leave_one_out(), table, g).trace_var, row[f"var_rloo_G{g}"])
+
+
+# Figures of the reference text that the vectors leave out, in its ten digits.
+
+FIGURES = [
+    ("A", leave_one_out, 4, {"trace_var": 0.0410178483}),
+    ("A", group_mean, 4, {"trace_var": 0.0230725397, "bias_norm": 0.0576856471}),
+    ("A", SCHEMES["grpo"], 4, {"trace_var": 0.1587268875}),
+    ("B_binary", leave_one_out, 3, {"trace_var": 0.1741454581}),
+]
+
+
+@pytest.mark.parametrize(("name", "build", "group", "figures"), FIGURES)
+def test_figures_of_larger_groups(name, build, group, figures):
+    found = moments(build(), table_of(name), group)
+    for field, value in figures.items():
+        assert abs(getattr(found, field) - value) <= 0.5e-10, field
+
+
+def test_figures_of_grpo_in_groups_of_four():
+    found = moments(SCHEMES["grpo"](), bandit("A"), 4)
+    assert abs(found.scale - 1.879812) <= 0.5e-6
+    assert abs(found.cos - 0.996874) <= 0.5e-6
+
+
+def test_figures_of_systematic_draws():
+    """A fiftieth of the variance of independent draws, which the value as a baseline cannot match."""
+    found = moments(no_baseline(), bandit("A"), 4, design=systematic)
+    assert abs(found.trace_var - 0.0059120378) <= 0.5e-10
+    close(found.bias_norm, 0)
