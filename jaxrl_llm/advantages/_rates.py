@@ -55,9 +55,10 @@ def inverse_density(
     maximum: float | int,
 ) -> Float[Array, "P 1"]:
     """min(1 / Beta(p; α, β), maximum); 1 where p <= 0 or p >= 1."""
+    alpha, beta = 1.0 * alpha, 1.0 * beta
     inside = (p > 0) & (p < 1)
     safe = jnp.where(inside, p, 0.5)
-    log_weight = betaln(1.0 * alpha, 1.0 * beta) - xlogy(alpha - 1, safe) - xlog1py(beta - 1, -safe)
+    log_weight = betaln(alpha, beta) - xlogy(alpha - 1, safe) - xlog1py(beta - 1, -safe)
     return jnp.where(inside, jnp.exp(jnp.minimum(log_weight, math.log(maximum))), 1)
 
 
