@@ -6,13 +6,8 @@
 import jax.numpy as jnp
 
 from jaxrl_llm import masked
-from jaxrl_llm.rewards._base import RewardTransform, stateless
-
-
-def _gated(fn, format, needs=(), components=0):
-    gate = (lambda rollout: 1) if format is None else (lambda rollout: rollout.components[..., format])
-    needed = max(components, 0 if format is None else format + 1)
-    return stateless(lambda rollout: fn(rollout) * gate(rollout), needs=needs, components=needed)
+from jaxrl_llm.rewards._base import RewardTransform
+from jaxrl_llm.rewards.transforms._gate import gated
 
 
 def random_reward(probability: float = 0.5, *, format: int | None) -> RewardTransform:
@@ -20,39 +15,19 @@ def random_reward(probability: float = 0.5, *, format: int | None) -> RewardTran
 
     Independent of the answer where the format is: its expected on-policy gradient is then 0, but not under clipping.
     """
-    return _gated(
+    return gated(
         lambda rollout: (rollout.extras["noise"] < probability).astype(rollout.reward.dtype), format, ("noise",)
     )
 
 
 def inverted(*, accuracy: int = 0, format: int | None) -> RewardTransform:
     """r = (1 - c_accuracy) · c_format: its gradient is minus that of the accuracy where the format never varies."""
-    return _gated(lambda rollout: 1 - rollout.components[..., accuracy], format, (), accuracy + 1)
+    return gated(lambda rollout: 1 - rollout.components[..., accuracy], format, (), accuracy + 1)
 
 
 def format_only(*, format: int = 1) -> RewardTransform:
     """r = c_format."""
-    return _gated(lambda rollout: jnp.ones_like(rollout.reward), format)
-
-
-def majority_vote(*, format: int | None) -> RewardTransform:
-    """r = 1 / m for answers equal to one of the m most frequent of their group, else 0; times c_format.
-
-    Extras "answer_key" [P G] holds integers, equal for equal answers, negative for no answer: those neither vote nor
-    win. m > 1 only in a tie, where each winner gets what a fair draw between the winners would pay on average.
-    """
-
-    def fn(rollout):
-        key = rollout.extras["answer_key"]
-        voter = rollout.valid & (key >= 0)
-        same = (key[:, :, None] == key[:, None, :]) & voter[:, :, None] & voter[:, None, :]
-        votes = masked.count(same, axis=-1)
-        most = jnp.max(votes, axis=-1, keepdims=True)
-        winner = voter & (votes == most)
-        tied = jnp.sum(winner, axis=-1, keepdims=True) // jnp.maximum(most, 1)
-        return jnp.where(winner, 1 / jnp.maximum(tied, 1).astype(rollout.reward.dtype), 0)
-
-    return _gated(fn, format, ("answer_key",))
+    return gated(lambda rollout: jnp.ones_like(rollout.reward), format)
 
 
 def mean_log_probability(*, format: int | None = None) -> RewardTransform:
@@ -60,4 +35,4 @@ def mean_log_probability(*, format: int | None = None) -> RewardTransform:
 
     0 is the largest value: a gate would give it to the answers that fail it, so there is none unless asked for.
     """
-    return _gated(lambda rollout: masked.mean(rollout.policy_logp, rollout.acted, axis=-1), format)
+    return gated(lambda rollout: masked.mean(rollout.policy_logp, rollout.acted, axis=-1), format)

@@ -1,7 +1,5 @@
 """Ways to pay for the format of an answer besides its accuracy: additive, gated, a ladder, a product."""
 
-import jax.numpy as jnp
-
 from jaxrl_llm.rewards._base import RewardTransform, stateless
 
 
@@ -51,19 +49,3 @@ def consistent_result(*, format: int = 0, result: int = 1, consistency: int = 2)
         return 0.5 * c[..., format] + c[..., result] * (1 + 0.5 * c[..., consistency])
 
     return stateless(fn, components=max(format, result, consistency) + 1)
-
-
-def partial_credit(
-    failure: float | int = -10.0, per_mark: float = 0.1, *, solved: int = 0, score: int = 1, marks: int = 2
-) -> RewardTransform:
-    """r = c_score where c_solved > 0, else failure + per_mark · c_marks  (ML-engineering agents, arXiv 2509.01684).
-
-    c_marks counts the marks of progress that the answer reached (7 in the paper); c_score is about -1 to 1, higher is
-    better, and may hold anything, NaN too, where nothing was solved.
-    """
-
-    def fn(rollout):
-        c = rollout.components
-        return jnp.where(c[..., solved] > 0, c[..., score], failure + per_mark * c[..., marks])
-
-    return stateless(fn, components=max(solved, score, marks) + 1)

@@ -7,6 +7,7 @@ import pytest
 
 from jaxrl_llm.rewards.text import list_scoring, tool_calls
 from jaxrl_llm.rewards.text._json import DEPTH, SIZE, UnreadableError, read, same
+from jaxrl_llm.rewards.text.critique import critique_reward, verdict
 from jaxrl_llm.rewards.text.list_scoring import consistency, format_score, pair_score, parse_judgement
 from jaxrl_llm.rewards.text.tool_calls import (
     correctness,
@@ -302,3 +303,32 @@ def test_json_is_bounded():
     assert not same({"a": 1}, {"a": 1, "b": 1})
     assert not same([1], [1, 2])
     assert not same(None, False)
+
+
+# Critique-Coder.
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Conclusion: T", True),
+        ("Conclusion: **False**.", False),
+        ("Conclusion: T ... wait. Conclusion: F", False),
+        ("Conclusion: F Conclusion: perhaps", False),
+        ("Conclusion:", None),
+        ("Conclusion:\n\n (true)", True),
+        ("T", None),
+        ("", None),
+        ("Conclusion: TF", None),
+        ("Conclusion:" * 5000, None),
+    ],
+)
+def test_critique_takes_the_last_conclusion_that_can_be_read(text, found):
+    assert verdict(text, "Conclusion:") is found
+    assert critique_reward(True, text) == (found is True)
+    assert critique_reward(False, text) == (found is False)
+
+
+def test_critique_a_constant_answer_earns_the_share_of_its_label():
+    labels = [True, True, True, False]
+    assert sum(critique_reward(label, "Conclusion: T") for label in labels) / 4 == 0.75

@@ -25,7 +25,6 @@ from jaxrl_llm.rewards.transforms.cosine_length import cosine_length
 from jaxrl_llm.rewards.transforms.diagnostics import (
     format_only,
     inverted,
-    majority_vote,
     mean_log_probability,
     random_reward,
 )
@@ -33,18 +32,18 @@ from jaxrl_llm.rewards.transforms.formats import (
     additive_format,
     consistent_result,
     gated_format,
-    partial_credit,
     simplerl_independent,
 )
 from jaxrl_llm.rewards.transforms.gap_reward import antisymmetric, gap_reward
 from jaxrl_llm.rewards.transforms.length_target import length_target, length_target_schedule
 from jaxrl_llm.rewards.transforms.log_sigmoid_centred import (
-    gaussian_reference,
     log_sigmoid_centred,
     log_sigmoid_conjunction,
-    quantile_reference,
 )
+from jaxrl_llm.rewards.transforms.majority_vote import majority_vote
 from jaxrl_llm.rewards.transforms.overlong_penalty import overlong_penalty
+from jaxrl_llm.rewards.transforms.partial_credit import partial_credit
+from jaxrl_llm.rewards.transforms.reference_rewards import gaussian_reference, quantile_reference
 from jaxrl_llm.rewards.transforms.shortest_correct import shortest_correct_bonus, shortest_correct_bonus_released
 from jaxrl_llm.rewards.transforms.verifier_shaped import verifier_shaped
 from jaxrl_llm.rewards.transforms.weighted_components import weighted_components
