@@ -241,6 +241,12 @@ def test_batch_baselines_by_hand():
     np.testing.assert_allclose(apply(other_prompts_mean(), reward, valid), expected, atol=1e-15)
 
 
+def test_other_prompts_count_by_their_answers():
+    pooled = [np.concatenate([RAGGED[y][VALID[y]] for y in range(5) if y != x]).mean() for x in range(5)]
+    expected = np.where(VALID, RAGGED - np.array(pooled)[:, None], 0)
+    np.testing.assert_allclose(apply(other_prompts_mean(), RAGGED, VALID), expected, rtol=1e-12)
+
+
 def test_batch_baselines_of_one_prompt_are_those_of_the_group():
     for wide, narrow in ((batch_mean(), group_mean()), (batch_leave_one_out(), leave_one_out())):
         np.testing.assert_allclose(apply(wide, RAGGED[:1]), apply(narrow, RAGGED[:1]), rtol=1e-12)
