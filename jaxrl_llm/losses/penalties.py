@@ -105,9 +105,11 @@ def kl(estimator: Cost, coefficient: float, placement: Literal["loss", "reward"]
 def rao_blackwell(coefficient: float, placement: Literal["loss", "reward"]) -> Penalty:
     """Σ_v π_v log(π_v/π_ref,v) at every acted token: the divergence itself in the place of an estimate.
 
-    In the loss it has the same expected gradient as k2, with less variance: that of each token's own divergence, not of
-    what the token does to later ones. In the reward it is a number of no variance given the prefix, but the sum over an
-    answer can vary more than that of k1. Amini et al., 2025 (arXiv 2504.10637). Needs whole distributions.
+    In the loss it has the expected gradient of k2, with less variance: what a token does to its own divergence. In the
+    reward it has the rest, what a token does to the divergence of later ones. The gradient of KL(π‖π_ref) is the sum of
+    the two, so it takes both placements; k1 in the reward has it alone, with more variance as a rule, not always: the
+    noise of a token can cancel the divergence of later ones. Amini et al., 2025 (arXiv 2504.10637). Needs whole
+    distributions.
     """
     return Penalty(_exact_kl, coefficient, placement, uses_reference=True, uses_exact_kl=True)
 
