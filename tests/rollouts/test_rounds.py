@@ -75,11 +75,11 @@ def test_runs_all_rounds_for_prompts_that_never_have_enough(rate, rounds):
 
 
 def test_a_prompt_that_was_done_stays_done():
-    """Here `done` is true after the first round only."""
-    flickers = lambda pool: jnp.broadcast_to(pool.rounds == 1, (4,))  # noqa: E731
+    """Here `done` is true of the first prompt, after the first round only; the others keep the loop running."""
+    flickers = lambda pool: (pool.rounds == 1) & (PROMPT == 0)  # noqa: E731
     pool = in_rounds(0, RATE, done=flickers)
-    assert pool.rounds == 1
-    np.testing.assert_array_equal(np.asarray(pool.drawn).sum(axis=1), SIZE)
+    assert pool.rounds == ROUNDS
+    np.testing.assert_array_equal(np.asarray(pool.drawn).sum(axis=1), [SIZE, *[ROUNDS * SIZE] * 3])
 
 
 def test_the_selector_keeps_the_same_of_both_pools():

@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from select_pools import chance, check_fields, kept, labels, pool_of, weight
 
 from jaxrl_llm.advantages._base import apply
 from jaxrl_llm.advantages.baselines.group_mean import group_mean
+from jaxrl_llm.rollouts.select.down_selection import max_variance
 from jaxrl_llm.rollouts.select.dynamic_sampling import dynamic_sampling, mixed, reroll_until_mixed
 from jaxrl_llm.rollouts.select.plan import Plan
+from jaxrl_llm.rollouts.select.reinforce_ada import balanced
 
 NAN = np.nan
 
@@ -118,3 +121,12 @@ def test_a_plan_says_what_is_drawn():
     for wrong in ({"prompts": 0}, {"answers": 0}):
         with pytest.raises(ValueError, match="1 or more, not 0"):
             Plan(select=dynamic_sampling(2), **wrong)
+
+
+@pytest.mark.parametrize("select", [dynamic_sampling(8), reroll_until_mixed(4), balanced(4, 4, 2), max_variance(4)])
+def test_cutting_the_pool_over_devices_changes_nothing(select):
+    reward = (np.random.default_rng(5).uniform(size=(16, 8)) < 0.2).astype(np.float32)
+    pool = pool_of(reward)
+    mesh = Mesh(np.asarray(jax.devices()).reshape(8), ("prompts",), axis_types=(AxisType.Auto,))
+    cut = jax.device_put(pool, NamedSharding(mesh, PartitionSpec("prompts")))
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(select)(pool), jax.jit(select)(cut))
