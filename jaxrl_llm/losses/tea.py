@@ -26,7 +26,5 @@ def tea_coefficients(
     advantage, logp = jnp.where(where, advantage, 0), jnp.where(where, logp, 0)
     mean = jax.lax.stop_gradient(masked.mean(logp, where))
     cov = jnp.where(where, (advantage - masked.mean(advantage, where)) * (logp - mean), 0)
-    some = jnp.any(where, axis=-1, keepdims=True)
-    # An answer without a token would have a softmax over nothing: it takes one over all, and is dropped below.
-    share = jax.nn.softmax(cov, axis=-1, where=where | ~some)
+    share = jax.nn.softmax(cov, axis=-1, where=where)  # of an answer without a token: 0, with a derivative of 0
     return jnp.where(where, jnp.clip(factor * share, 0, ceiling), 0)

@@ -633,11 +633,16 @@ def test_tea_coefficients_are_detached_from_nothing_but_the_mean():
     share = np.asarray(tea_coefficients(advantage, logp, where))[0, 0] / 10
     centred = np.asarray(advantage)[0, 0] - 0.2
     np.testing.assert_allclose(slope, 10 * (np.diag(share) - np.outer(share, share)) * centred, rtol=1e-4, atol=1e-6)
-    for grid in (jnp.zeros((1, 1, 3), bool), where):
-        gradient = jax.grad(lambda x, grid=grid: jnp.sum(tea_coefficients(advantage, x, grid) ** 2))(
-            jnp.where(grid, logp, jnp.nan)
-        )
-        assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_tea_coefficients_have_a_finite_derivative_beside_an_answer_without_a_token(length):
+    where = jnp.asarray(lengths_to_acted([[length, 0]], 3))
+    advantage, logp = (jnp.where(where, jnp.asarray(RNG.normal(size=(1, 2, 3))), jnp.nan) for _ in range(2))
+    for argument in (0, 1):
+        slope = jax.grad(lambda *x: jnp.sum(tea_coefficients(*x, where) ** 2), argument)(advantage, logp)
+        assert np.all(np.isfinite(slope))
+        assert np.all(np.asarray(slope)[~np.asarray(where)] == 0)
 
 
 def test_trap_the_entropy_adaptive_bonus_can_be_reached():
@@ -711,7 +716,11 @@ class Policy:
         """E of 1/G Σ Aₜ sₜ over every group. The groups are the prompts of one batch."""
         every = np.array(list(itertools.product(range(len(self.texts)), repeat=group)))
         extras = {"token_energy": self.energy, "token_reward": self.dense if dense else 0 * self.dense}
-        extras |= {"process_score": self.energy - 1, "value": np.zeros(self.acted.shape) if valued is None else valued}
+        extras |= {
+            "token_score": self.paid[self.state, self.token],
+            "process_score": self.energy - 1,
+            "value": np.zeros(self.acted.shape) if valued is None else valued,
+        }
         rollout = bare_rollout(
             jnp.asarray(self.final[every]),
             acted=jnp.asarray(self.acted[every]),
@@ -806,3 +815,10 @@ def test_prime_turns_the_gradient_by_its_process_channel_alone(policies):
         ]
         assert_biased(means[0], policy.gradient(dense=False))
         np.testing.assert_allclose(means[1], 5 * policy.gradient(dense=False), rtol=1e-9, atol=1e-12)
+
+
+def test_oreal_weights_turn_the_gradient(policies):
+    for policy in policies:
+        mean = policy.expectation(chain(per_token(leave_one_out()), oreal_token_weights()), 2)
+        assert_biased(mean, policy.gradient(dense=False))
+    assert oreal_token_weights().traits.unbiased == "no"
