@@ -95,17 +95,17 @@ def _outcomes(table: OutcomeTable) -> dict:
 
 def _tokens(table: OutcomeTable) -> dict:
     """What is known of each token, 0 after the end of the answer; to be called after `_outcomes`."""
-    n, longest, given = len(table.probs), int(jnp.max(table.lengths)), table.token_scores
-    if given is None:
+    n, longest = len(table.probs), int(jnp.max(table.lengths))
+    if table.token_scores is None:
         tokens, token_scores = longest, table.scores[:, None, :] if longest == 1 else None
         acted = _until(table.lengths, tokens)
     else:
-        tokens = jnp.shape(given)[1] if jnp.ndim(given) == 3 else -1
-        shape = (n, tokens, table.scores.shape[1])
-        fits = jnp.shape(given) == shape and tokens >= longest
-        _require(fits, "token_scores", f"of shape [N T D] with T at least {longest}, not {jnp.shape(given)}")
+        given = jnp.asarray(table.token_scores, jnp.float64)
+        tokens = given.shape[1] if given.ndim == 3 else -1
+        fits = given.shape == (n, tokens, table.scores.shape[1]) and tokens >= longest
+        _require(fits, "token_scores", f"of shape [N T D] with T at least {longest}, not {given.shape}")
         acted = _until(table.lengths, tokens)
-        token_scores = _array("token_scores", jnp.where(acted[..., None], jnp.asarray(given, jnp.float64), 0), 3)
+        token_scores = _array("token_scores", jnp.where(acted[..., None], given, 0), 3)
         gap = jnp.abs(jnp.sum(token_scores, axis=1) - table.scores)
         _require(
             bool(jnp.all(gap < TOLERANCE * _size(table.scores))), "token_scores", "such that they add up to scores"

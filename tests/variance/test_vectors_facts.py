@@ -1,11 +1,10 @@
 """Reference vectors other than the cases: facts of the problems, F'(p), Bernstein coefficients, small examples."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from binary_schemes import bernstein, binary_moments, binary_variance
 from problems import (
     PATHS,
     VECTORS,
@@ -19,7 +18,7 @@ from problems import (
     table_of,
 )
 
-from jaxrl_llm.advantages import apply, chain, group_mean, group_std, leave_one_out, no_baseline
+from jaxrl_llm.advantages import chain, group_mean, group_std, leave_one_out, no_baseline
 from jaxrl_llm.advantages.baselines.constant import constant
 from jaxrl_llm.advantages.baselines.group_quantile import group_quantile
 from jaxrl_llm.advantages.scales.fixed_beta_density import fixed_beta_density
@@ -137,16 +136,6 @@ def test_binary_moments(name):
         close(found[field], value)
 
 
-def binary_moments(table):
-    pi, r, s = np.asarray(table.probs), np.asarray(table.rewards), np.asarray(table.scores)
-    tau = []
-    for share in (pi * r, pi * (1 - r)):
-        among = share / share.sum()
-        tau.append(among @ np.sum(s**2, axis=1) - np.sum((among @ s) ** 2))
-    g = (pi * r) @ s
-    return {"p": float(pi @ r), "tau_pos": tau[0], "tau_neg": tau[1], "grad_p_sq": g @ g}
-
-
 def test_the_behaviour_policy():
     table, expected = bigram(off_policy=True), B["off_policy"]
     mu, pi = table.drawn, table.probs
@@ -181,20 +170,6 @@ def test_weight_on_the_gradient_of_the_pass_rate(scheme):
     assert seen == 8
 
 
-def credits(transform, group):
-    """[(A+, A-)] of groups with 0 to G successes; None where there is no such answer."""
-    reward = jnp.asarray([[1.0] * c + [0.0] * (group - c) for c in range(group + 1)])
-    credit = np.asarray(apply(transform, reward))
-    assert all(np.ptp(row[:c]) < 1e-12 for c, row in enumerate(credit) if c)
-    return [(row[0] if c else None, row[-1] if c < group else None) for c, row in enumerate(credit)]
-
-
-def bernstein(transform, group):
-    """d(j) = A+(j+1) - A-(j)."""
-    pairs = credits(transform, group)
-    return [pairs[j + 1][0] - pairs[j][1] for j in range(group)]
-
-
 @pytest.mark.parametrize("key", VECTORS["bernstein"])
 def test_bernstein_coefficients(key):
     name, *params, group = key.split("|")
@@ -212,18 +187,6 @@ def test_four_numbers_give_the_variance_of_every_binary_scheme(row):
     close(predicted, row["trace_var"])
     close(found.trace_var, row["trace_var"])
     close([slope, found.scale], [row["fprime"]] * 2)
-
-
-def binary_variance(transform, g, m):
-    """tr Var and F' from p, tau+, tau-, |∇p|²."""
-    p, pairs = m["p"], credits(transform, g)
-    share = np.array([math.comb(g, c) * p**c * (1 - p) ** (g - c) for c in range(g + 1)])
-    right, wrong = (np.array([pair[i] or 0.0 for pair in pairs]) for i in (0, 1))
-    c = np.arange(g + 1)
-    within = share @ (c * right**2 * m["tau_pos"] + (g - c) * wrong**2 * m["tau_neg"]) / g**2
-    slope = (c * right / p - (g - c) * wrong / (1 - p)) / g
-    mean = share @ slope
-    return within + share @ (slope - mean) ** 2 * m["grad_p_sq"], mean
 
 
 @pytest.mark.parametrize("row", VECTORS["bernoulli_logit"], ids=lambda row: str(row["p"]))

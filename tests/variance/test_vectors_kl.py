@@ -36,8 +36,8 @@ def kl_of_contexts():
     rows, reference = log_softmax(B["logits_by_context"]), log_softmax(B["ref_logits"])
     kl = np.sum(np.exp(rows) * (rows - reference), axis=1)
     entropy = -np.sum(np.exp(rows) * rows, axis=1)
-    along = lambda x: np.array([sum(x[last_token(path[:t])] for t in range(len(path))) for path in PATHS])
-    return along(kl), along(entropy)
+    contexts = [[last_token(path[:t]) for t in range(len(path))] for path in PATHS]
+    return tuple(np.array([x[rows].sum() for rows in contexts]) for x in (kl, entropy))
 
 
 def check_estimate(pi, x, expected, kl):

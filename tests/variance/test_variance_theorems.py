@@ -1,0 +1,284 @@
+"""Theorems on the bias and variance of baselines, on random tables, by exact enumeration."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from binary_schemes import bernstein, binary_moments, binary_variance
+from problems import bandit, close
+
+from jaxrl_llm.advantages import Traits, chain, group_mean, group_std, leave_one_out, no_baseline, stateless
+from jaxrl_llm.advantages.baselines.batch_leave_one_out import batch_leave_one_out
+from jaxrl_llm.advantages.baselines.batch_mean import batch_mean
+from jaxrl_llm.advantages.baselines.constant import constant
+from jaxrl_llm.advantages.baselines.energy_weighted import energy_weighted
+from jaxrl_llm.advantages.baselines.james_stein import james_stein
+from jaxrl_llm.advantages.baselines.james_stein_deployed import james_stein_deployed
+from jaxrl_llm.advantages.baselines.other_prompts_mean import other_prompts_mean
+from jaxrl_llm.advantages.baselines.shrunk_leave_one_out import shrunk_leave_one_out
+from jaxrl_llm.advantages.weights.focal import focal
+from jaxrl_llm.advantages.weights.log_odds import log_odds
+from jaxrl_llm.advantages.weights.maxrl_centred import maxrl_centred
+from jaxrl_llm.advantages.weights.negative_only import negative_only
+from jaxrl_llm.advantages.weights.pass_at_k import pass_at_k
+from jaxrl_llm.variance.designs import antithetic, systematic
+from jaxrl_llm.variance.exact import moments
+from jaxrl_llm.variance.tables import OutcomeTable
+
+GRPO = chain(group_mean(), group_std(ddof=0, eps=0.0))
+SEEDS = [0, 1, 2]
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def random_table(seed, *, binary=False, outcomes=4, dim=3):
+    """A policy whose scores are features less their mean; 0/1 rewards hold at least one of each."""
+    rng = np.random.default_rng(seed)
+    features, probs = rng.normal(size=(outcomes, dim)), rng.dirichlet(np.full(outcomes, 2.0))
+    rewards = rng.permutation([1.0, 0.0, *rng.integers(0, 2, outcomes - 2)]) if binary else rng.normal(size=outcomes)
+    return OutcomeTable(probs, features - probs @ features, rewards)
+
+
+def facts(table):
+    """V, v, F, M1, C, |g|² and the trace variance of one sample, baseline b, in the words of the theorems."""
+    pi, r, e, g = (np.asarray(x) for x in (table.probs, table.rewards, table.energies, table.gradient))
+    value, fisher, m1 = pi @ r, pi @ e, pi @ (r * e)
+    spread = pi @ (r - value) ** 2
+    one = lambda b: pi @ ((r - b) ** 2 * e) - g @ g  # noqa: E731
+    return value, spread, fisher, m1, m1 - value * fisher, g @ g, one
+
+
+def trace_of(transform, table, group, **more):
+    return moments(transform, table, group, **more).trace_var
+
+
+# T1
+
+
+def best_of_the_others():
+    """A baseline that reads the other answers alone, in no linear way."""
+
+    def fn(advantage, rollout):
+        others = jnp.where(jnp.eye(advantage.shape[1], dtype=bool), -jnp.inf, advantage[:, None, :])
+        return advantage - jnp.exp(jnp.max(others, axis=-1))
+
+    return stateless(fn, Traits(unbiased="yes", needs_iid=True, minimum_group=2))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_t1_a_baseline_of_other_answers_leaves_no_bias(seed):
+    table = random_table(seed)
+    for transform in (best_of_the_others(), energy_weighted(leave_one_out=True)):
+        close(moments(transform, table, 3).bias_norm, 0)
+
+
+@pytest.mark.parametrize("design", [antithetic, systematic])
+def test_t1_fails_for_answers_that_tell_of_each_other(design):
+    table = bandit("A")
+    coupled = leave_one_out()
+    coupled = coupled._replace(traits=dataclasses.replace(coupled.traits, needs_iid=False))
+    assert moments(coupled, table, 2, design=design).bias_norm > 0.1
+    close(moments(constant(value=0.7), table, 2, design=design).bias_norm, 0)
+
+
+# T2
+
+
+def fixed_weights(w):
+    """A_i = r_i - Σ_j w_ij r_j."""
+    return stateless(lambda a, rollout: a - jnp.einsum("ij,pj->pi", jnp.asarray(w), a), Traits(unbiased="no"))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_t2_the_weight_on_itself_is_the_loss_of_scale(seed):
+    w = np.random.default_rng(seed).normal(size=(3, 3))
+    found = moments(fixed_weights(w), random_table(seed), 3)
+    close(found.scale, np.mean(1 - np.diag(w)))
+    close(abs(found.cos), 1)
+
+
+def test_t2_of_group_and_batch_means():
+    pool = [random_table(0), random_table(1)]
+    close(moments(group_mean(), pool[0], 4).scale, 1 - 1 / 4)
+    close(moments(batch_mean(), pool, 2, prompts=2).scale, 1 - 1 / 4)
+    close(moments(batch_mean(), pool, 2, prompts=2).cos, 1)
+
+
+def test_t2_weights_that_depend_on_the_answer_turn_the_direction():
+    assert moments(energy_weighted(leave_one_out=False), random_table(0), 3).cos < 1 - 1e-4
+
+
+# T3
+
+
+@pytest.mark.parametrize("group", [2, 3, 4])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_t3_variance_of_leave_one_out(seed, group):
+    table = random_table(seed)
+    value, spread, fisher, _, _, size, one = facts(table)
+    expected = one(value) / group + (spread * fisher + size) / (group * (group - 1))
+    mean = moments(group_mean(), table, group)
+    close(trace_of(leave_one_out(), table, group), expected)
+    close(mean.trace_var, expected * ((group - 1) / group) ** 2)
+    close(mean.bias_norm, math.sqrt(size) / group)
+    close(mean.mse_rescaled, expected)
+
+
+# T4
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_t4_variance_of_an_independent_baseline(seed):
+    """The second prompt has no gradient, so it is nothing but the baseline of the first."""
+    table, other = random_table(seed), random_table(seed + 10)
+    silent = OutcomeTable(other.probs, jnp.zeros((4, 3)), other.rewards)
+    value, _, fisher, _, c, _, one = facts(table)
+    mean, spread = facts(silent)[:2]
+    error = spread / 2 + (mean - value) ** 2
+    expected = (one(value) + error * fisher - 2 * (mean - value) * c) / 2
+    close(4 * trace_of(other_prompts_mean(), [table, silent], 2, prompts=None), expected)
+
+
+# T5
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_t5_the_best_constant(seed):
+    table = random_table(seed)
+    value, _, fisher, m1, c, _, one = facts(table)
+    best = m1 / fisher
+    trace = {b: trace_of(constant(value=float(b)), table, 1) for b in (best, value, best - 0.05, best + 0.05)}
+    close(trace[value], one(value))
+    close(trace[value] - trace[best], c**2 / fisher)
+    assert trace[best] < min(trace[best - 0.05], trace[best + 0.05])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_t5_for_binary_rewards_it_is_the_share_of_the_energy_of_right_answers(seed):
+    table = random_table(seed, binary=True)
+    pi, r, e = np.asarray(table.probs), np.asarray(table.rewards), np.asarray(table.energies)
+    _, _, fisher, m1, *_ = facts(table)
+    close(m1 / fisher, pi[r == 1] @ e[r == 1] / (pi @ e))
+
+
+# T6 and T7
+
+
+def test_t6_where_leave_one_out_overtakes_no_baseline():
+    """G > 1 + (v F + |g|²)/(σ0² - σV²): 2.94 on problem A, 2.96 on A2."""
+    for name, expected in (("A", 2.94), ("A2", 2.96)):
+        table = bandit(name)
+        value, spread, fisher, _, _, size, one = facts(table)
+        threshold = 1 + (spread * fisher + size) / (one(0) - one(value))
+        assert abs(threshold - expected) <= 0.005
+        better = [trace_of(leave_one_out(), table, g) < trace_of(no_baseline(), table, g) for g in (2, 3)]
+        assert better == [False, True]
+
+
+@pytest.mark.parametrize("group", [2, 3])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_t7_the_best_shrinkage(seed, group):
+    table = random_table(seed)
+    value, spread, fisher, m1, _, size, _ = facts(table)
+    best = value * m1 / ((value**2 + spread / (group - 1)) * fisher + size / (group - 1))
+    trace = {
+        k: trace_of(shrunk_leave_one_out(factor=float(k)), table, group) for k in (best, best - 0.1, best + 0.1, 0, 1)
+    }
+    assert min(trace, key=trace.get) == best
+    close(trace[best + 0.1], trace[best - 0.1])  # a parabola
+    close(moments(shrunk_leave_one_out(factor=float(best)), table, group).bias_norm, 0)
+
+
+# Batches: the law of total variance and T8
+
+
+@pytest.mark.parametrize(("prompts", "group"), [(2, 2), (3, 2), (2, 3), (1, 3)])
+def test_t8_answers_and_prompts_share_the_variance(prompts, group):
+    """tr Var = (W(G) + X)/B, W = a/G + b/(G(G-1)); N tr Var is least at G* = 1 + sqrt(b/X)."""
+    pool = [random_table(seed, outcomes=3) for seed in (0, 1)]
+    of_each = [facts(t) for t in pool]
+    a = np.mean([one(value) for value, *_, one in of_each])
+    b = np.mean([spread * fisher + size for _, spread, fisher, _, _, size, _ in of_each])
+    g = np.stack([np.asarray(t.gradient) for t in pool])
+    x = np.mean(np.sum((g - g.mean(0)) ** 2, axis=1))
+    within = a / group + b / (group * (group - 1))
+    close(trace_of(leave_one_out(), pool, group, prompts=prompts), (within + x) / prompts)
+    if prompts == 2:
+        close(trace_of(leave_one_out(), pool, group, prompts=None), within / 2)
+    budget = lambda size: a + b / (size - 1) + size * x  # noqa: E731
+    best = 1 + math.sqrt(b / x)
+    assert budget(best) < min(budget(0.9 * best), budget(1.1 * best))
+
+
+@pytest.mark.parametrize("transform", [batch_leave_one_out(), other_prompts_mean(), james_stein()])
+def test_baselines_of_the_batch_are_unbiased(transform):
+    pool = [random_table(seed, outcomes=2) for seed in (0, 1)]
+    for prompts in (2, 3, None):
+        close(moments(transform, pool, 2, prompts=prompts).bias_norm, 0)
+
+
+def test_the_released_james_stein_leaks():
+    """The own prompt is in the weight and in the mean that it is shrunk to."""
+    pool = [random_table(seed, outcomes=2) for seed in (0, 1)]
+    assert moments(james_stein_deployed(smoothing=0.0), pool, 2, prompts=3).bias_norm > 1e-3
+
+
+# T9, T10, T11
+
+BINARY = {
+    "rloo": leave_one_out(),
+    "mean": group_mean(),
+    "grpo": GRPO,
+    "maxrl": maxrl_centred(eps=0.0),
+    "log odds": log_odds(),
+    "pass@2": pass_at_k(k=2),
+    "focal": focal(gamma=2.0),
+    "negatives": negative_only(),
+}
+
+
+@pytest.mark.parametrize("scheme", BINARY)
+@pytest.mark.parametrize("group", [2, 4])
+def test_t9_t10_four_numbers_and_a_polynomial(scheme, group):
+    transform = BINARY[scheme]
+    for seed in SEEDS:
+        table = random_table(seed, binary=True)
+        m = binary_moments(table)
+        trace, slope = binary_variance(transform, group, m)
+        p, d = m["p"], bernstein(transform, group)
+        polynomial = sum(math.comb(group - 1, j) * p**j * (1 - p) ** (group - 1 - j) * d[j] for j in range(group))
+        found = moments(transform, table, group)
+        close(found.trace_var, trace)
+        close(found.scale, slope)
+        close(slope, polynomial)
+        close(found.mean_grad, polynomial * np.asarray(table.gradient))
+
+
+def test_t10_the_best_split_of_the_same_weights():
+    """To leading order A+ = (1-b) d, A- = -b d with the b of T5: it beats the split of the reward and of the mean."""
+    table = random_table(1, binary=True)
+    *_, fisher, m1, _, _, _ = facts(table)
+    best = m1 / fisher
+    splits = {b: trace_of(constant(value=float(b)), table, 1) for b in (best, 0.0, float(facts(table)[0]), 1.0)}
+    assert min(splits, key=splits.get) == best
+
+
+def test_t11_two_answers_leave_one_centred_scheme_and_three_leave_grpo():
+    for seed in SEEDS:
+        table = random_table(seed, binary=True)
+        pairs = {name: moments(BINARY[name], table, 2) for name in ("grpo", "maxrl", "log odds", "focal")}
+        plain = moments(leave_one_out(), table, 2)
+        for found in pairs.values():
+            close(found.mse_rescaled, plain.mse_rescaled)
+        rloo, grpo = moments(leave_one_out(), table, 3), moments(GRPO, table, 3)
+        close(grpo.trace_var, 2 * rloo.trace_var)  # sqrt 2 times leave-one-out, 3/sqrt 2 times the group mean
+        close(grpo.mean_grad, math.sqrt(2) * np.asarray(rloo.mean_grad))
+        four = moments(GRPO, table, 4), moments(leave_one_out(), table, 4)
+        assert abs(four[0].mse_rescaled / four[1].mse_rescaled - 1) > 1e-6
