@@ -57,7 +57,7 @@ def spread(x: Values, where: Where) -> Values:
     return jnp.where(where, jnp.take_along_axis(x, position(where) % x.shape[-1], axis=-1), 0)
 
 
-def top_fraction(score: Values, where: Where, fraction: float) -> Where:
+def top_fraction(score: Values, where: Where, fraction: float | int) -> Where:
     """The k = max(⌊fraction · n⌋, 1) highest scores among the n tokens of the whole batch.
 
     Tokens that tie with the k-th are all kept, so that no order of the batch decides. ⌊fraction · n⌋ is taken in the
@@ -81,7 +81,7 @@ def spans_to_tokens(start: Spans, end: Spans, score: Float[Array, "*B S"], lengt
     return jnp.sum(jnp.where(covers, score[..., None], 0), axis=-2)
 
 
-def length_damping(position: Int[Array, "*S"], suggested_length: float | int, slope: float | int):
+def length_damping(position: Int[Array, "*S"], suggested_length: float | int, slope: float | int) -> Float[Array, "*S"]:
     """1 / (1 + exp(clip(slope · (position - suggested_length) - 6, -10, 6)))  (Text2Grad, 2025).
 
     Near 1 up to the suggested length, 1/2 at suggested_length + 6/slope, never below 1/(1 + e⁶).

@@ -562,7 +562,7 @@ def test_confident_error_weights_keep_the_top_fraction_of_the_batch(fraction):
 
 
 def test_confident_error_weights_of_everything_and_of_the_hardest():
-    everything = confident_error_weights(fraction=1.0, entropy_factor=1.0)
+    everything = confident_error_weights(fraction=1, entropy_factor=1)
     np.testing.assert_array_equal(kept(everything, policy_logp=FIELDS["policy_logp"], entropy=FIELDS["entropy"]), WHERE)
     hardest = confident_error_weights(fraction=0.01, entropy_factor=0.0)
     only = kept(hardest, policy_logp=FIELDS["policy_logp"], entropy=1e3 * FIELDS["entropy"])
