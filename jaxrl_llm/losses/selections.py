@@ -50,7 +50,10 @@ def kl_cov(*, fraction: float = 2e-4, coefficient: float = 1.0) -> Penalty:
         chosen = _first(-cov, tokens.noise, tokens.where, _share(tokens.where, fraction))
         return chosen.astype(cov.dtype)
 
-    cost = lambda tokens: jnp.abs(token_log_ratio(tokens))  # noqa: E731
+    def cost(tokens: Tokens) -> Values:
+        x = token_log_ratio(tokens)
+        return jnp.where(x == 0, 0, jnp.abs(x))  # the derivative of abs at 0 is 1 in JAX
+
     return Penalty(cost, coefficient, "loss", uses_reference=False, weight=Correction(share, moving=True))
 
 

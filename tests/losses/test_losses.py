@@ -22,8 +22,10 @@ from jaxrl_llm.losses import (
     fixed_divisor,
     k3,
     kl,
+    prompt_mean,
     reinforce,
     token_mean,
+    variance_reduced_length,
 )
 
 AGGREGATES = {
@@ -31,6 +33,8 @@ AGGREGATES = {
     "answer_mean": answer_mean(),
     "answer_sum": answer_sum(),
     "fixed_divisor": fixed_divisor(divisor=4.0),
+    "prompt_mean": prompt_mean(),
+    "variance_reduced_length": variance_reduced_length(alpha=1.0),
 }
 every_aggregate = pytest.mark.parametrize("name", AGGREGATES)
 
@@ -58,10 +62,32 @@ def random_batch(seed=0, prompts=8, group=3, length=5):
 @pytest.mark.parametrize("shape", [(3, 1, 4), (1, 3, 4)])
 def test_goldens_of_peers_that_drop_fully_masked_rows(name, shape):
     golden = {"token_mean": 3.5, "answer_mean": 4.0, "answer_sum": 10.5, "fixed_divisor": 2.625}
+    # Of three prompts, and of one: lengths 4 and 2 weigh 1/4 and 1/2, by their mean 3/8 and by 2 answers 1/3 and 2/3.
+    golden |= {"prompt_mean": 4.0, "variance_reduced_length": 10.5} if shape[0] == 3 else {}
+    golden |= {"prompt_mean": 3.5, "variance_reduced_length": 10 / 3 + 11 * 2 / 3} if shape[0] == 1 else {}
     weights = AGGREGATES[name](jnp.asarray(MASK.reshape(shape)))
     assert weights.shape == shape
     assert weights.dtype == jnp.float32
     np.testing.assert_allclose(np.sum(weights * LOSSES.reshape(shape)), golden[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "golden"), [("answer_mean", 2.667), ("fixed_divisor", 1.75)])
+def test_peers_that_count_fully_masked_rows_have_two_thirds_of_the_loss(name, golden):
+    """SkyRL, TRL and oat divide by 3 rows where 2 have a token, so empty rows shrink their step."""
+    weights = AGGREGATES[name](jnp.asarray(MASK[:, None]))
+    answers, rows = np.sum(np.any(MASK, axis=-1)), len(MASK)
+    np.testing.assert_allclose(np.sum(weights * LOSSES[:, None]) * answers / rows, golden, atol=5e-4)
+
+
+def test_the_weights_of_lengths():
+    """α = 0 is `answer_sum`; so is a group of equal lengths, whatever α: the mean is of the group."""
+    where = random_batch()[0]
+    zero = variance_reduced_length(alpha=0.0)(jnp.asarray(where))
+    np.testing.assert_allclose(zero, answer_sum()(jnp.asarray(where)), rtol=1e-6)
+    lengths = np.array([[4, 4], [2, 2], [1, 3]])[..., None]
+    weights = np.asarray(variance_reduced_length(alpha=0.5)(jnp.asarray(np.arange(4) < lengths)))[..., 0]
+    power = np.array([1, 3.0]) ** -0.5
+    np.testing.assert_allclose(weights, [[1 / 6] * 2, [1 / 6] * 2, power / np.mean(power) / 6], rtol=1e-6)
 
 
 @every_aggregate

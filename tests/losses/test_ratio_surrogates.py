@@ -253,7 +253,7 @@ def test_truncation_at_1_of_both_classes():
 
 @pytest.mark.parametrize(("advantage", "power", "rate"), [(1.5, 2.0, 3.0), (-1.5, 3.0, 2.0)])
 def test_vespo_by_its_formula(advantage, power, rate):
-    for w in (0.2, 1.0, 1.7, 30.0):
+    for w in (0.2, 1.0, 1.7, 5.0):
         weight = math.exp(rate) * w**power * math.exp(-rate * w)
         slope = slope_of(losses.vespo(), of_ratios((2.0, w / 2), advantage))[0, 0]
         np.testing.assert_allclose(slope, [weight * advantage] * 2, rtol=2e-4)

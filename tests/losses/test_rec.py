@@ -130,6 +130,6 @@ def test_off_policy_reinforce_converges_to_the_second_best_arm():
     ("rate", "limit", "atol"), [(1e-3, [0.16, 0.72, 0.12], 2e-4), (0.5, [0.155, 0.725, 0.120], 5e-4)]
 )
 def test_a_one_sided_clip_stops_it(rate, limit, atol):
-    """All arms end at their bounds 0.8, 1.2 and 1.2 times the sampler's; the last step goes beyond, by 2e-4 at most or by more."""
+    """All arms end at their bounds 0.8, 1.2 and 1.2 times the sampler's; the last step goes beyond them."""
     policy = trained(build(pieces.one_side(low=0.2, high=0.2)), 20_000, rate)
     np.testing.assert_allclose(policy, limit, atol=atol)
