@@ -138,7 +138,7 @@ def _refuse_misuse(plan: Plan, tables, design):
     for table in tables:
         if design is not None and table.behaviour_logp is not None:
             raise ValueError("a design draws from the policy itself, and the table has a behaviour policy")
-        missing = sorted(set(traits.needs) - set(table.extras) - set(table.prompt_extras))
+        missing = sorted(set(traits.needs) - set(table.known) - set(table.prompt_extras))
         if missing:
             raise ValueError(f"the estimator reads {missing[0]!r}, which is in neither extras nor prompt_extras")
         within = {"any": True, "unit": (table.rewards >= 0) & (table.rewards <= 1)}
@@ -251,7 +251,7 @@ def _observed(draw: Draw, pool: OutcomeTable) -> tuple[Rollout, Tokens]:
     each = lambda x: x[draw.prompt[:, None], draw.outcome]  # noqa: E731
     reward, acted, logp = each(pool.rewards), each(pool.acted), each(pool.logp)
     behaviour = logp if pool.behaviour_logp is None else each(pool.behaviour_logp)
-    extras = {name: each(x) for name, x in pool.extras.items()}
+    extras = {name: each(x) for name, x in pool.known.items()}
     zero, at_prompt = jnp.zeros_like(logp), {name: x[draw.prompt] for name, x in pool.prompt_extras.items()}
     rollout = Rollout(
         prompt=draw.prompt[:, None],

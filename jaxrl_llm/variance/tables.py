@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxrl_llm.types import pytree
 
@@ -25,12 +25,12 @@ class OutcomeTable:
     scores          [N D]    ∇ log π(y); their mean under π is 0
     rewards         [N]
     lengths         [N]      acted tokens of the answer; 1 where not given
-    energies        [N]      |∇ log π(y)|² or a proxy of it; computed from the scores where not given
+    energies        [N]      a proxy of |∇ log π(y)|², to stand in its place; `energy` is the one that is used
     token_scores    [N T D]  ∇ log π(y_t | prefix); their sum over the first `lengths` tokens is the score
     logp            [N T]    nats, log π(y_t | prefix); where not given, all of log π(y) stands at the first token
     behaviour_logp  [N T]    nats, the same of the policy that is sampled from; not given: it is π itself
-    extras                   name -> [N ...], what `Rollout.extras` holds for the answer; `energy` and, if there are
-                             token scores, `token_energy` are put in where not given
+    extras                   name -> [N ...], what `Rollout.extras` holds for the answer, beside `energy` and, if there
+                             are token scores, `token_energy`, which need not be given
     prompt_extras            name -> [...], what `Rollout.extras` holds for the prompt
 
     What lies after the end of an answer (`lengths`) is not read. An outcome of probability 0 is never drawn.
@@ -65,6 +65,17 @@ class OutcomeTable:
         return self.probs if self.behaviour_logp is None else jnp.exp(jnp.sum(self.behaviour_logp, axis=-1))
 
     @property
+    def energy(self) -> Float[Array, "*X N"]:
+        """[N], |∇ log π(y)|², or `energies` where given."""
+        return jnp.sum(self.scores**2, axis=-1) if self.energies is None else self.energies
+
+    @property
+    def known(self) -> dict[str, Shaped[Array, "..."]]:
+        """Name -> [N ...], `extras` and the energies."""
+        tokens = {} if self.token_scores is None else {"token_energy": jnp.sum(self.token_scores**2, axis=-1)}
+        return {"energy": self.energy} | tokens | dict(self.extras)
+
+    @property
     def gradient(self) -> Float[Array, " D"]:
         """∇ E[r] = E[r s], under π."""
         return (self.probs * self.rewards) @ self.scores
@@ -87,8 +98,10 @@ def _outcomes(table: OutcomeTable) -> dict:
     lengths = jnp.ones(n, int) if table.lengths is None else jnp.asarray(table.lengths)
     whole = lengths.shape == (n,) and bool(jnp.all((lengths >= 1) & (lengths == lengths.astype(int))))
     _require(whole, "lengths", f"{n} whole numbers, at least 1")
-    energies = jnp.sum(scores**2, axis=-1) if table.energies is None else _array("energies", table.energies, 1)
-    _require(energies.shape == (n,) and bool(jnp.all(energies >= 0)), "energies", f"{n} numbers, none below 0")
+    energies = table.energies
+    if energies is not None:
+        energies = _array("energies", energies, 1)
+        _require(energies.shape == (n,) and bool(jnp.all(energies >= 0)), "energies", f"{n} numbers, none below 0")
     values = {"probs": probs, "scores": scores, "rewards": rewards}
     return values | {"lengths": lengths.astype(int), "energies": energies}
 
@@ -106,10 +119,8 @@ def _tokens(table: OutcomeTable) -> dict:
         _require(fits, "token_scores", f"of shape [N T D] with T at least {longest}, not {given.shape}")
         acted = _until(table.lengths, tokens)
         token_scores = _array("token_scores", jnp.where(acted[..., None], given, 0), 3)
-        gap = jnp.abs(jnp.sum(token_scores, axis=1) - table.scores)
-        _require(
-            bool(jnp.all(gap < TOLERANCE * _size(table.scores))), "token_scores", "such that they add up to scores"
-        )
+        gap = jnp.max(jnp.abs(jnp.sum(token_scores, axis=1) - table.scores))
+        _require(bool(gap < TOLERANCE * _size(table.scores)), "token_scores", "such that they add up to scores")
     whole = jnp.log(jnp.where(table.probs > 0, table.probs, 1))[:, None]
     first = jnp.where(jnp.arange(tokens)[None, :] == 0, whole, 0)
     logp = first if table.logp is None else _token_logp("logp", table.logp, acted)
@@ -125,10 +136,7 @@ def _tokens(table: OutcomeTable) -> dict:
 
 def _extras(table: OutcomeTable) -> dict:
     """The optional arrays by name; to be called after `_tokens`."""
-    known = {"energy": table.energies}
-    if table.token_scores is not None:
-        known["token_energy"] = jnp.sum(table.token_scores**2, axis=-1)
-    extras = known | {name: jnp.asarray(value) for name, value in table.extras.items()}
+    extras = {name: jnp.asarray(value) for name, value in table.extras.items()}
     for name, value in extras.items():
         _require(value.shape[:1] == table.probs.shape, f"extras[{name!r}]", "rows, one an outcome")
     return {"extras": extras, "prompt_extras": {name: jnp.asarray(x) for name, x in table.prompt_extras.items()}}

@@ -1,6 +1,5 @@
 """Exact moments against plain enumeration, their refusals, and the tables they are taken of."""
 
-import dataclasses
 import itertools
 
 import jax
@@ -33,7 +32,7 @@ from jaxrl_llm.losses.surrogates import reinforce
 from jaxrl_llm.variance import exact
 from jaxrl_llm.variance.designs import antithetic, systematic, without_replacement
 from jaxrl_llm.variance.exact import moments, moments_of
-from jaxrl_llm.variance.tables import OutcomeTable, bernoulli, softmax_bandit, tabular_policy
+from jaxrl_llm.variance.tables import OutcomeTable, bernoulli, softmax_bandit
 
 GRPO = chain(group_mean(), group_std(ddof=1, eps=1e-4))
 
@@ -248,51 +247,3 @@ def test_float32_is_refused():
         moments(no_baseline(), table, 2)
     with jax.enable_x64(False), pytest.raises(RuntimeError, match="float64"):
         softmax_bandit([0.0, 1.0], [0.0, 1.0])
-
-
-SOUND = {"probs": [0.25, 0.75], "scores": [[3.0], [-1.0]], "rewards": [1.0, 0.0]}
-TOKENS = {"token_scores": [[[2.0], [1.0]], [[-1.0], [5.0]]], "lengths": [2, 1]}
-WRONG = {
-    "probs": [{"probs": [0.25, 0.7]}, {"probs": [1.25, -0.25]}, {"probs": [[0.25, 0.75]]}, {"probs": []}],
-    "scores": [{"scores": [[3.0], [-1.1]]}, {"scores": [3.0, -1.0]}, {"scores": [[float("nan")], [1.0]]}],
-    "rewards": [{"rewards": [1.0]}, {"rewards": [float("inf"), 0.0]}],
-    "lengths": [{"lengths": [0, 1]}, {"lengths": [1.5, 1]}, {"lengths": [1]}],
-    "energies": [{"energies": [1.0]}, {"energies": [-1.0, 1.0]}],
-    "token_scores": [
-        {"token_scores": [[[2.0], [1.0]], [[-1.0], [5.0]]]},  # two tokens, but the lengths say one
-        {**TOKENS, "lengths": [3, 1]},
-        {**TOKENS, "token_scores": [[2.0, 1.0], [-1.0, 0.0]]},
-    ],
-    "logp": [{"logp": [[-1.0], [-1.0]]}, {"logp": [[0.0, 0.0], [0.0, 0.0]]}],
-    "behaviour_logp": [{"behaviour_logp": [[-1.0], [-1.0]]}, {"behaviour_logp": [-0.7, -0.7]}],
-    "extras": [{"extras": {"noise": [0.5]}}],
-}
-
-
-@pytest.mark.parametrize(("field", "change"), [(field, change) for field, rows in WRONG.items() for change in rows])
-def test_a_wrong_table_is_seen(field, change):
-    OutcomeTable(**SOUND)
-    with pytest.raises(ValueError, match=f"^OutcomeTable: {field}"):
-        OutcomeTable(**{**SOUND, **change})
-
-
-def test_what_lies_after_the_end_of_an_answer_is_not_read():
-    table = OutcomeTable(**SOUND, **TOKENS)
-    padded = dataclasses.replace(table, token_scores=jnp.asarray([[[2.0], [1.0]], [[-1.0], [jnp.nan]]]))
-    close(table.token_scores, padded.token_scores)
-    close(jnp.sum(table.token_scores, axis=1), table.scores)
-    close(table.extras["token_energy"], [[4, 1], [1, 0]])
-    close(table.energies, [9, 1])
-
-
-def test_scores_of_a_tabular_policy_are_those_of_autodiff():
-    """∇ log π of a whole answer, and their mean of 0."""
-    logits = np.random.default_rng(0).normal(size=(3, 3))
-    table = tabular_policy(logits, lambda path: float(len(path)), eos=2, length=3)
-    by_logits = lambda x: tabular_policy(x, len, eos=2, length=3).probs  # noqa: E731
-    step = 1e-6
-    for c, v in ((0, 1), (2, 0)):
-        shift = np.zeros((3, 3))
-        shift[c, v] = step
-        slope = (jnp.log(by_logits(logits + shift)) - jnp.log(by_logits(logits - shift))) / (2 * step)
-        np.testing.assert_allclose(table.scores[:, 3 * c + v], slope, atol=1e-8)

@@ -48,7 +48,7 @@ def random_table(seed, *, binary=False, outcomes=4, dim=3):
 
 def facts(table):
     """V, v, F, M1, C, |g|² and the trace variance of one sample, baseline b, in the words of the theorems."""
-    pi, r, e, g = (np.asarray(x) for x in (table.probs, table.rewards, table.energies, table.gradient))
+    pi, r, e, g = (np.asarray(x) for x in (table.probs, table.rewards, table.energy, table.gradient))
     value, fisher, m1 = pi @ r, pi @ e, pi @ (r * e)
     spread = pi @ (r - value) ** 2
     one = lambda b: pi @ ((r - b) ** 2 * e) - g @ g  # noqa: E731
@@ -163,7 +163,7 @@ def test_t5_the_best_constant(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_t5_for_binary_rewards_it_is_the_share_of_the_energy_of_right_answers(seed):
     table = random_table(seed, binary=True)
-    pi, r, e = np.asarray(table.probs), np.asarray(table.rewards), np.asarray(table.energies)
+    pi, r, e = np.asarray(table.probs), np.asarray(table.rewards), np.asarray(table.energy)
     _, _, fisher, m1, *_ = facts(table)
     close(m1 / fisher, pi[r == 1] @ e[r == 1] / (pi @ e))
 

@@ -34,6 +34,13 @@ from jaxrl_llm.advantages.weights.negative_only import negative_only
 from jaxrl_llm.advantages.weights.pass_at_k import pass_at_k
 from jaxrl_llm.advantages.weights.positive_only import positive_only
 from jaxrl_llm.advantages.weights.top_gap import top_gap
+from jaxrl_llm.losses.aggregate import (
+    answer_mean,
+    answer_sum,
+    fixed_divisor,
+    token_mean,
+    variance_reduced_length,
+)
 from jaxrl_llm.losses.objective import Objective
 from jaxrl_llm.losses.surrogates import reinforce
 from jaxrl_llm.variance.designs import antithetic, set_probability, systematic, without_replacement
@@ -234,3 +241,23 @@ def test_case(key):
     builders = [build for pattern, build in EXPECTED.items() if re.fullmatch(pattern, estimator)]
     assert len(builders) == 1, f"{key} has {len(builders)} builders"
     check_moments(builders[0](Case(problem, estimator, int(group[1:]))), CASES[key])
+
+
+OF_THE_LIBRARY = {
+    "len_seq_sum": answer_sum(),
+    "len_seq_mean_grpo": answer_mean(),
+    "len_token_mean_dapo": token_mean(),
+    "len_const_drgrpo": fixed_divisor(divisor=float(LENGTH)),
+    "len_vl_norm_alpha1": variance_reduced_length(alpha=1.0),
+    "len_vl_norm_alpha0.75": variance_reduced_length(alpha=0.75),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_LIBRARY)
+def test_weights_of_the_library_are_those_of_the_cases(name):
+    """To float32, in which the library takes them."""
+    acted = bigram("binary").acted
+    for pair in itertools.product((0, 1, 5), repeat=2):
+        where = acted[jnp.asarray(pair)][None]
+        weights = OF_THE_LIBRARY[name](where)
+        np.testing.assert_allclose(weights, LENGTHS[name](where), rtol=2**-22)

@@ -143,7 +143,7 @@ def test_the_behaviour_policy():
     close(pi / mu, expected["seq_ratio"])
     close(jnp.sum(pi**2 / mu) - 1, expected["chi2"])
     close(1 / jnp.sum(pi**2 / mu), expected["ess_fraction"])
-    w2e = mu * (pi / mu) ** 2 * table.energies
+    w2e = mu * (pi / mu) ** 2 * table.energy
     close(jnp.sum(w2e * table.rewards) / jnp.sum(w2e), expected["b_offpolicy_star"])
 
 
