@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from jaxrl_llm import recipes, spec, tasks
+from jaxrl_llm import recipe_table, spec, tasks
 from jaxrl_llm.metrics import glossary_markdown
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
@@ -21,7 +21,7 @@ def function_table(module) -> str:
 def filled(text: str) -> str:
     """The README with every part between `<!-- NAME -->` and `<!-- end NAME -->` made anew."""
     parts = {
-        "recipes": function_table(recipes),
+        "recipes": recipe_table.markdown(),
         "tasks": function_table(tasks),
         "glossary": glossary_markdown().strip(),
     }

@@ -1,4 +1,4 @@
-"""The command line: `jaxrl-llm train|eval|sample|report`. Every field of `Config` is a flag of `train`."""
+"""The command line: `jaxrl-llm train|eval|sample|report|recipes`. Every field of `Config` is a flag of `train`."""
 
 import os
 import pathlib
@@ -109,10 +109,26 @@ def report(runs: tyro.conf.Positional[tuple[pathlib.Path, ...]], out: pathlib.Pa
     print(target)
 
 
+def show_recipes(name: tyro.conf.Positional[str] = "") -> None:
+    """Print the table of recipes, or what one of them is made of.
+
+    Args:
+        name: A recipe, with or without arguments: NAME[,KEY=VALUE...]; default: all of them.
+    """
+    from rich.console import Console
+
+    from jaxrl_llm.recipe_table import composition, table
+
+    Console(soft_wrap=bool(name)).print(composition(name) if name else table())
+
+
 def choices() -> str:
-    """The names that --task, --recipe and --schedule take, with the first line of what each is."""
-    parts = []
-    for flag, module in (("task", tasks), ("recipe", recipes), ("schedule", schedules)):
+    """The names that --task, --recipe and --schedule take, and what they are."""
+    parts = [
+        f"--recipe NAME[,KEY=VALUE...]: one of {len(recipes.__all__)}; `jaxrl-llm recipes` describes them\n  "
+        + ", ".join(recipes.__all__)
+    ]
+    for flag, module in (("task", tasks), ("schedule", schedules)):
         parts.append(f"--{flag} NAME[,KEY=VALUE...]")
         for name, function in spec.public_functions(module).items():
             parts.append(
@@ -121,7 +137,7 @@ def choices() -> str:
     return "\n".join(parts)
 
 
-COMMANDS = {"train": train, "eval": evaluate, "sample": sample, "report": report}
+COMMANDS = {"train": train, "eval": evaluate, "sample": sample, "report": report, "recipes": show_recipes}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,8 +9,15 @@ from tyro.constructors import PrimitiveConstructorSpec
 from jaxrl_llm import recipes, schedules, spec, tasks
 from jaxrl_llm.policies.config import DecoderConfig
 from jaxrl_llm.rollouts.sampling import SamplingRules
+from jaxrl_llm.rollouts.select.plan import Plan
 from jaxrl_llm.sharding import MeshShape
 from jaxrl_llm.types import Task
+
+# Entries of `Rollout.extras` that the trainer itself can give.
+GIVEN = (
+    *("noise", "greedy_reward", "token_energy", "energy", "entropy", "duration", "answer_key"),
+    "component_influence",
+)
 
 
 class ConfigError(ValueError):
@@ -81,18 +88,18 @@ class Config:
             self._resolve(name, module)
             if not isinstance(getattr(self, name), cls):
                 raise ConfigError(f"{name} must be a {cls.__name__} or its name, not {getattr(self, name)!r}")
-        least = self.recipe.advantage.traits.minimum_group
-        if self.answers_per_prompt < least:
-            raise ConfigError(
-                f"answers_per_prompt={self.answers_per_prompt}: recipe {self.recipe.spec.split(',')[0]} compares the "
-                f"answers of a group and needs at least {least}"
-            )
+        self._check_recipe()
         self._resolve("task", tasks)
         self._check_task()
 
     def _resolve(self, name: str, module: Any) -> None:
         if isinstance(getattr(self, name), str):
             object.__setattr__(self, name, spec.build(module, getattr(self, name), name))
+
+    @property
+    def plan(self) -> Plan | None:
+        """What is drawn and what is kept of it, where the recipe says so."""
+        return self.recipe.plan and self.recipe.plan(self.prompts_per_step, self.answers_per_prompt)
 
     @property
     def sampling(self) -> SamplingRules:
@@ -129,13 +136,50 @@ class Config:
                 f"accumulation={self.accumulation} must divide prompts_per_step={self.prompts_per_step}: nearest {best}"
             )
 
+    def _check_recipe(self) -> None:
+        traits = self.recipe.advantage.traits
+        name = self.recipe.spec.split(",")[0]
+        if self.answers_per_prompt < traits.minimum_group:
+            raise ConfigError(
+                f"answers_per_prompt={self.answers_per_prompt}: recipe {name} compares the answers of a group and "
+                f"needs at least {traits.minimum_group}"
+            )
+        if self.prompts_per_step < traits.minimum_prompts:
+            raise ConfigError(
+                f"prompts_per_step={self.prompts_per_step}: recipe {name} compares prompts and needs at least "
+                f"{traits.minimum_prompts}"
+            )
+        try:
+            plan = self.plan
+        except ValueError as error:
+            raise ConfigError(f"recipe {name}: {error}") from error
+        if plan is not None and plan.answers is not None and plan.answers < self.answers_per_prompt:
+            raise ConfigError(
+                f"answers_per_prompt={self.answers_per_prompt}: recipe {name} draws {plan.answers} answers to a prompt "
+                f"and keeps some of them"
+            )
+
     def _check_task(self) -> None:
         rows = len(self.task.train.prompt)
-        if self.prompts_per_step > rows:
+        times = self.plan.prompts if self.plan else 1
+        if self.prompts_per_step * times > rows:
             raise ConfigError(
-                f"prompts_per_step={self.prompts_per_step}, but task {self.task.spec} has {rows} training problems: "
-                f"at most {rows}"
+                f"prompts_per_step={self.prompts_per_step}{f' (x {times} drawn)' if times > 1 else ''}, but task "
+                f"{self.task.spec} has {rows} training problems: at most {rows // times}"
             )
+        name, names = self.recipe.spec.split(",")[0], self.task.component_names
+        if self.recipe.reward.components > len(names):
+            raise ConfigError(
+                f"recipe {name} reads {self.recipe.reward.components} reward components, but task {self.task.spec} "
+                f"gives {len(names)} ({', '.join(names)})"
+            )
+        given = {*GIVEN, *self.recipe.gives, *self.task.train.truth}
+        for need in self.recipe.needs:
+            if need not in given:
+                raise ConfigError(
+                    f"recipe {name} reads {need!r}, which neither the trainer nor task {self.task.spec} gives"
+                    f"{spec.nearest(need, sorted(given))}"
+                )
         if self.warmup.max_steps and not bool(self.task.train.solution_mask.any()):
             raise ConfigError(f"task {self.task.spec} knows no solutions to imitate: set warmup.max_steps to 0")
 

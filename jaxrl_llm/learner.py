@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrl_llm import masked, random
 from jaxrl_llm.advantages import AdvantageTransform
+from jaxrl_llm.anchors import Anchor
 from jaxrl_llm.companions import Companion
 from jaxrl_llm.losses import Objective, Tokens, k3
 from jaxrl_llm.losses.objective import Coefficients
@@ -23,7 +24,7 @@ from jaxrl_llm.types import Rollout, pytree
 
 SITES = ("reward", "log-probability", "gradient", "parameter")  # where a non-finite value can enter, in order
 
-Anchor = Callable[[Params, Params, Int[Array, ""]], Params]  # (reference, policy, steps done) -> reference
+
 
 
 @pytree

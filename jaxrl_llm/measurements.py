@@ -110,7 +110,9 @@ def rollout_metrics(
         "completions/clipped_ratio": masked.mean(rollout.truncated.astype(jnp.float32), valid),
         "invalid_ratio": 1 - jnp.mean(share),
         "reward/component": masked.mean(rollout.components, graded, axis=(0, 1)),
-        "num_tokens": masked.count(rollout.acted),
+        "num_tokens": jnp.sum(rollout.extras["drawn_tokens"])
+        if "drawn_tokens" in rollout.extras
+        else masked.count(rollout.acted),
     }
 
 

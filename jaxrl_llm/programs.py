@@ -18,6 +18,8 @@ from jaxrl_llm.losses import Objective, cross_entropy, token_mean
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.random import Stream
 from jaxrl_llm.rollouts.generate import Stopping, generate
+from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
+from jaxrl_llm.rollouts.select.plan import Plan
 from jaxrl_llm.sharding import born_sharded, by_prompt, fetch, make_mesh, place, prompt_shards, replicated
 from jaxrl_llm.sharding import state_shardings as shardings_of
 from jaxrl_llm.types import Grade, Problems, Rollout
@@ -39,14 +41,19 @@ class Programs:
         self.policy = Policy(config.model, self.task.tokenizer.vocab_size)
         self.problems = place(self.task.train, replicated(self.mesh))
         learning_rate = config.schedule.build(config.learning_rate, config.steps * config.epochs)
+        recipe = config.recipe
         self.learner = Learner(
             policy=self.policy,
-            advantage=config.recipe.advantage,
-            objective=config.recipe.objective,
+            advantage=recipe.advantage,
+            objective=recipe.objective,
             optimizer=build_optimizer(config, learning_rate),
             learning_rate=learning_rate,
+            reward=recipe.reward,
+            anchor=recipe.anchor,
+            companion=recipe.companion and recipe.companion(self.policy),
             accumulation=config.accumulation,
             epochs=config.epochs,
+            seed=config.seed,
         )
         self.imitator = Learner(
             policy=self.policy,
@@ -57,7 +64,9 @@ class Programs:
         )
         whole, split = replicated(self.mesh), by_prompt(self.mesh)
         self._sample = jax.jit(self._sample_step, out_shardings=(split, split))
+        self._greedy = jax.jit(self._greedy_step, out_shardings=split)
         self._grade = jax.jit(self._grade_step, out_shardings=split)
+        self._select = jax.jit(select_step(config.plan), out_shardings=split)
         self._learn = jax.jit(
             self.learner.learn, donate_argnums=0, out_shardings=(self._shardings(self.learner), whole, split)
         )
@@ -88,9 +97,13 @@ class Programs:
         return abstract(jax.eval_shape(self.learner.init, params), self._shardings(self.learner))
 
     def sample(self, params: Params, step: int) -> Rollout:
-        """Answers to the prompts of a step (from 1), and their grades."""
+        """Answers to the prompts of a step (from 1), their grades, and what else of them the recipe needs."""
         rollout, truth = self._sample(params, self.problems, jnp.int32(step))
-        return self.grade(rollout, truth)
+        greedy = None
+        if "greedy_reward" in self.learner.needs:
+            greedy = self.grade(self._greedy(params, rollout), truth).reward
+        rollout = self.grade(rollout, truth)
+        return rollout if greedy is None and self.config.plan is None else self._select(rollout, greedy)
 
     def grade(self, rollout: Rollout, truth: Any) -> Rollout:
         """Fill in the reward: on the device, or on the host for a task that grades text."""
@@ -109,17 +122,33 @@ class Programs:
         return self._imitate(state, self.problems, jnp.int32(step))
 
     def _sample_step(self, params: Params, problems: Problems, step: Int[Array, ""]) -> tuple[Rollout, Any]:
-        c, task = self.config, self.task
-        rows = random.epoch_rows(self._key(Stream.ORDER), step - 1, c.prompts_per_step, len(problems.prompt))
+        c = self.config
+        prompts, answers = drawn(c)
+        rows = random.epoch_rows(self._key(Stream.ORDER), step - 1, prompts, len(problems.prompt))
         rows = jax.lax.with_sharding_constraint(rows, by_prompt(self.mesh))
         chosen = jax.tree.map(lambda x: x[rows], problems)
-        keys = random.answer_keys(self._key(Stream.ROLLOUT), step, rows, c.answers_per_prompt)
+        keys = random.answer_keys(self._key(Stream.ROLLOUT), step, rows, answers)
+        rollout = self._answers(params, chosen.prompt, chosen.prompt_mask, keys, c.sampling)
+        given = {name: x for name, x in chosen.truth.items() if name in self.learner.needs}
+        noise = random.answer_noise(self._key(Stream.SELECTION), step, rows, answers)
+        rollout = dataclasses.replace(
+            rollout, prompt_id=rows, version=jnp.full(keys.shape, step - 1), extras={"noise": noise, **given}
+        )
+        return rollout, chosen.truth
+
+    def _greedy_step(self, params: Params, rollout: Rollout) -> Rollout:
+        """The likeliest answer to each prompt of a rollout, not yet graded."""
+        keys = random.answer_keys(self._key(Stream.ROLLOUT), 0, rollout.prompt_id, 1)
+        return self._answers(params, rollout.prompt, rollout.prompt_mask, keys, GREEDY)
+
+    def _answers(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Rollout:
+        """Answers that nobody has graded."""
+        task, shape = self.task, keys.shape
         stopping = Stopping(eos=task.tokenizer.eos, pad=task.tokenizer.pad, length=task.answer_length)
-        out = generate(self.policy, params, chosen.prompt, chosen.prompt_mask, keys, c.sampling, stopping)
-        shape = keys.shape
-        rollout = Rollout(
-            prompt=chosen.prompt,
-            prompt_mask=chosen.prompt_mask,
+        out = generate(self.policy, params, prompt, prompt_mask, keys, rules, stopping)
+        return Rollout(
+            prompt=prompt,
+            prompt_mask=prompt_mask,
             answer=out.answer,
             acted=out.acted,
             behaviour_logp=out.behaviour_logp,
@@ -128,10 +157,9 @@ class Programs:
             components=jnp.zeros((*shape, len(task.component_names)), jnp.float32),
             valid=jnp.ones(shape, bool),
             truncated=out.truncated,
-            prompt_id=rows,
-            version=jnp.full(shape, step - 1),
+            prompt_id=jnp.arange(shape[0]),
+            version=jnp.zeros(shape, jnp.int32),
         )
-        return rollout, chosen.truth
 
     def _grade_step(self, rollout: Rollout, truth: Any) -> Rollout:
         return with_grade(rollout, self.task.grade(rollout.answer, rollout.acted, truth))
@@ -146,6 +174,28 @@ class Programs:
         chosen = jax.tree.map(lambda x: x[rows], problems)
         new, metrics, _ = self.imitator.learn(state, None, demonstration(chosen, rows))
         return new, {"loss": metrics["loss"], "entropy": metrics["entropy"], "nonfinite/streak": new.streak}
+
+
+def drawn(config: Config) -> tuple[int, int]:
+    """How many prompts are asked in a step, and how many answers to each are sampled."""
+    plan = config.plan
+    if plan is None:
+        return config.prompts_per_step, config.answers_per_prompt
+    return plan.prompts * config.prompts_per_step, plan.answers or config.answers_per_prompt
+
+
+def select_step(plan: Plan | None) -> Callable[[Rollout, Array | None], Rollout]:
+    """The part of a graded pool that is trained on, with the greedy rewards [P 1] and the number of tokens drawn."""
+
+    def select(pool: Rollout, greedy: Array | None) -> Rollout:
+        if greedy is not None:
+            pool = dataclasses.replace(pool, extras={**pool.extras, "greedy_reward": greedy[:, 0]})
+        chosen = plan.select(pool) if plan else pool
+        prompts = chosen.reward.shape[0]
+        share = jnp.full(prompts, jnp.sum(pool.acted) / prompts)
+        return dataclasses.replace(chosen, extras={**chosen.extras, "drawn_tokens": share})
+
+    return select
 
 
 def with_grade(rollout: Rollout, grade: Grade) -> Rollout:

@@ -27,6 +27,9 @@ LAYERS = {
     "rewards": 2,
     "sharding": 2,
     "variance/empirical": 3,
+    "anchors": 3,
+    "companions": 3,
+    "measurements": 3,
     "learner": 3,
     "checkpoint": 3,
     "metrics": 3,
@@ -35,6 +38,7 @@ LAYERS = {
     "report": 3,
     "report_plots": 3,
     "recipes": 4,
+    "recipe_table": 5,
     "schedules": 4,
     "config": 4,
     "programs": 5,
@@ -184,9 +188,9 @@ def functions_take_few_arguments(package):
 
 def is_spelled(path, node):
     """What the command line spells as `name,key=value...`, so that each argument is a knob with a default: public
-    functions at the top of recipes.py, schedules.py and the files of tasks/. One argument and twelve knobs at most."""
+    functions at the top of schedules.py and the files of recipes/ and tasks/. One argument and twelve knobs at most."""
     needed = len(node.args.args) - len(node.args.defaults) + sum(d is None for d in node.args.kw_defaults)
-    of_a_room = path in ("recipes.py", "schedules.py") or path.startswith("tasks/")
+    of_a_room = path == "schedules.py" or path.startswith(("recipes/", "tasks/"))
     return of_a_room and not path.rpartition("/")[2].startswith("_") and not node.name.startswith("_") and needed <= 1
 
 
@@ -255,8 +259,8 @@ BROKEN = {
     functions_take_few_arguments: [
         {"learner.py": long_function("f", 1, many(9))},
         {"learner.py": long_function("f", 1, "*, " + many(9))},
-        {"recipes.py": long_function("_f", 1, many(9))},
-        {"recipes.py": long_function("f", 1, many(14))},
+        {"recipes/new.py": long_function("_f", 1, many(9))},
+        {"recipes/new.py": long_function("f", 1, many(14))},
         {"tasks/a.py": long_function("f", 1, "a, b, " + many(8))},
         {"tasks/_a.py": long_function("f", 1, many(9))},
     ],
@@ -271,7 +275,7 @@ SOUND = {
     + long_function("f", 60, "self, " + many(8)),
     "train.py": "x = 1\n" * 200 + long_function("train", 80),
     "tasks/a.py": long_function("f", 1, "file, " + many(12)),
-    "recipes.py": long_function("f", 1, many(12)),
+    "recipes/new.py": long_function("f", 1, many(12)),
 }
 PACKAGE = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted(ROOT.rglob("*.py"))}
 CHECKS = {check.__name__: check for check in BROKEN}

@@ -17,6 +17,7 @@ from jaxrl_llm.advantages import no_baseline, per_token
 from jaxrl_llm.config import Config, WarmUp
 from jaxrl_llm.learner import Learner
 from jaxrl_llm.losses import Objective, cross_entropy, token_mean
+from jaxrl_llm.losses import reinforce as log_prob
 from jaxrl_llm.programs import Programs, demonstration
 from jaxrl_llm.sharding import MeshShape
 
@@ -190,7 +191,7 @@ def test_peer_defect_the_ratio_is_always_1():
     assert float(metrics["clip_ratio/low"]) > 0
     assert float(metrics["clip_ratio/high"]) > 0
     assert float(metrics["sampling/logp_difference_max"]) < 1e-6, "the gap is that before the first update"
-    without = dataclasses.replace(RECIPES["grpo"].objective, surrogate=recipes.log_prob(), penalties=())
+    without = dataclasses.replace(RECIPES["grpo"].objective, surrogate=log_prob(), penalties=())
     ignorant, _ = step(dataclasses.replace(built, epochs=2, objective=without), PARAMS, on_policy)
     assert distance(ignorant, both) > 1e-2
 

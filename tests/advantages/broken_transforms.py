@@ -112,6 +112,10 @@ def widening_state(a, state, rollout):
     return jnp.where(rollout.valid, a, 0), state + 0.5
 
 
+def credits_every_token(a, rollout):
+    return jnp.where(rollout.valid[..., None], a[..., None] + jnp.zeros(rollout.acted.shape, a.dtype), 0)
+
+
 # name -> (law it breaks, transform, how that shows)
 BROKEN = {
     "counts invalid answers": ("an_invalid_answer_changes_nothing", of(counts_invalid_answers)),
@@ -120,6 +124,7 @@ BROKEN = {
     "uses micro-batch statistics": ("the_order_of_prompts_is_irrelevant", of(micro_batch_mean)),
     "leaks the padding of the group": ("padding_the_group_changes_nothing", of(divides_by_the_width_of_the_group)),
     "leaks the padding of the batch": ("padding_the_batch_changes_nothing", of(counts_empty_prompts)),
+    "credits what was not chosen": ("a_token_that_was_not_chosen_gets_nothing", of(credits_every_token)),
     "sees its own device alone": ("eight_devices_agree_with_one", of(mean_of_its_own_device)),
     "drifts in dtype": ("the_dtype_is_kept", of(drifts_to_float32)),
     "branches on a value": ("compiled_and_not_agree", of(branches_on_a_value), jax.errors.ConcretizationTypeError),

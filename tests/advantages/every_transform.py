@@ -3,13 +3,20 @@
 import importlib
 import pkgutil
 
+import instances_baselines
+import instances_tokens
+import instances_weights
+
 from jaxrl_llm import advantages, recipes
-from jaxrl_llm.advantages import group_std
+from jaxrl_llm.advantages import AdvantageTransform, group_std, no_baseline, per_token
 
 # Instances of the functions that have arguments without a default. The name of an instance starts with the function's.
 INSTANCES = {
     "group_std(ddof=1, eps=1e-4)": lambda: group_std(ddof=1, eps=1e-4),
     "group_std(ddof=0, eps=1e-8)": lambda: group_std(ddof=0, eps=1e-8),
+    **instances_baselines.INSTANCES,
+    **instances_tokens.INSTANCES,
+    **instances_weights.INSTANCES,
 }
 
 
@@ -34,11 +41,28 @@ def build(name: str, function) -> dict[str, object]:
         raise LookupError(f"{name} cannot be built without arguments: give it a row in INSTANCES ({error})") from error
 
 
+def of_tokens(name: str) -> bool:
+    """Whether an instance is one of the room tokens/."""
+    return ".advantages.tokens." in getattr(found()[name.partition("(")[0]], "__module__", "")
+
+
+def of_answers(transform: AdvantageTransform) -> AdvantageTransform:
+    """A transform of tokens [P G T] as one that takes rewards [P G]; its claims are those of the transform alone."""
+    lifted = per_token(no_baseline())
+
+    def update(reward, state, rollout):
+        tokens, _ = lifted.update(reward, (), rollout)
+        return transform.update(tokens, state, rollout)
+
+    return AdvantageTransform(transform.init, update, transform.traits)
+
+
 def singles() -> dict[str, object]:
-    """Every transform found, built."""
+    """Every transform found, built; those of the room tokens/ made to take rewards."""
     built = {}
     for name, function in sorted(found().items()):
-        built |= build(name, function)
+        made = build(name, function)
+        built |= {key: of_answers(made[key]) if of_tokens(name) else made[key] for key in made}
     return built
 
 
@@ -49,3 +73,12 @@ def of_recipes() -> dict[str, object]:
 
 SINGLES = singles()
 MEMBERS = SINGLES | of_recipes()
+
+# One member for each set of claims that composition looks at.
+KINDS = list(
+    {
+        (t.traits.unbiased, t.traits.centred, t.traits.keeps_zero, t.traits.minimum_group > 1): name
+        for name, t in SINGLES.items()
+        if not of_tokens(name) and not t.traits.needs
+    }.values()
+)

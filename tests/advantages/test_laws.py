@@ -1,6 +1,5 @@
 """Laws over every advantage transform found in the folders, and a broken member beside each law."""
 
-import dataclasses
 import inspect
 
 import chex
@@ -9,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from broken_transforms import BROKEN
-from every_transform import MEMBERS, SINGLES
-from laws import LAWS, REWARD, VALID, an_all_equal_group_gets_0_if_centred, update
+from every_transform import KINDS, MEMBERS, SINGLES
+from laws import LAWS, REWARD, VALID, WORLD, T, an_all_equal_group_gets_0_if_centred, of, spoiled, update
 
 from jaxrl_llm.advantages import (
     Traits,
     apply,
+    at_end,
     bare_rollout,
     beta_density,
     chain,
@@ -71,8 +71,8 @@ def test_no_row_of_instances_is_left_over():
 # chain
 
 
-@pytest.mark.parametrize("second", SINGLES)
-@pytest.mark.parametrize("first", SINGLES)
+@pytest.mark.parametrize("second", KINDS)
+@pytest.mark.parametrize("first", KINDS)
 def test_a_chain_is_centred_where_it_says_so(first, second):
     pair = chain(SINGLES[first], SINGLES[second])
     assert pair.traits.minimum_group == max(SINGLES[first].traits.minimum_group, SINGLES[second].traits.minimum_group)
@@ -87,11 +87,11 @@ def test_only_the_first_link_is_centred_to_the_last_bit():
 
 
 def test_chain_runs_from_left_to_right_and_keeps_each_state():
-    rollout = bare_rollout(jnp.asarray(REWARD), jnp.asarray(VALID))
-    for first in SINGLES.values():
+    for name in KINDS:
+        first = SINGLES[name]
         for second in (group_mean(), moving_average()):
             middle, one = update(first, REWARD, VALID, jit=False)
-            last, two = second.update(middle, second.init(), rollout)
+            last, two = second.update(middle, second.init(), WORLD)
             chex.assert_trees_all_equal(update(chain(first, second), REWARD, VALID, jit=False), (last, (one, two)))
 
 
@@ -108,41 +108,42 @@ def test_chain_refuses_the_state_of_another_chain():
         update(chain(group_mean(), no_baseline()), REWARD, VALID, ((),), jit=False)
 
 
-# per_token
+# per_token and at_end
 
-ACTED = np.arange(5) < np.random.default_rng(0).integers(0, 6, size=(8, 4, 1))
-
-
-def token_credit(transform, reward=REWARD, acted=ACTED):
-    reward = jnp.asarray(reward)
-    rest = {name: jnp.zeros(acted.shape) for name in ("behaviour_logp", "policy_logp")}
-    rollout = dataclasses.replace(
-        bare_rollout(reward, jnp.asarray(VALID)),
-        answer=jnp.zeros(acted.shape, jnp.int32),
-        acted=jnp.asarray(acted),
-        **rest,
-    )
-    return np.asarray(per_token(transform).update(reward, transform.init(), rollout)[0])
+WHERE = np.asarray(WORLD.acted) & VALID[..., None]
 
 
-@pytest.mark.parametrize("member", SINGLES)
+def token_credit(lift, transform, rollout=WORLD):
+    return np.asarray(lift(transform).update(rollout.reward, transform.init(), rollout)[0])
+
+
+@pytest.mark.parametrize("member", KINDS)
 def test_per_token_gives_acted_tokens_of_valid_answers_the_credit_of_their_answer(member):
-    credit = np.asarray(update(SINGLES[member], REWARD, VALID)[0])
-    tokens = token_credit(SINGLES[member], np.where(VALID, REWARD, np.nan))
-    where = ACTED & VALID[..., None]
-    np.testing.assert_allclose(tokens, np.where(where, credit[..., None], 0), rtol=1e-6)
+    credit = np.asarray(of(SINGLES[member], WORLD, jit=False)[0])
+    tokens = token_credit(per_token, SINGLES[member], spoiled(WORLD, np.nan))
+    np.testing.assert_allclose(tokens, np.where(WHERE, credit[..., None], 0), rtol=1e-6)
     assert per_token(SINGLES[member]).traits == SINGLES[member].traits
 
 
-def test_per_token_gives_nothing_to_padding_and_does_not_divide_by_length():
-    assert np.all(token_credit(no_baseline())[~ACTED] == 0)
+@pytest.mark.parametrize("member", KINDS)
+def test_at_end_gives_the_last_acted_token_the_credit_of_its_answer(member):
+    credit = np.asarray(of(SINGLES[member], WORLD, jit=False)[0])
+    tokens = token_credit(at_end, SINGLES[member], spoiled(WORLD, np.nan))
+    last = np.zeros_like(WHERE)
+    for p, g in np.argwhere(WHERE.any(axis=-1)):
+        last[p, g, np.flatnonzero(WHERE[p, g])[-1]] = True
+    np.testing.assert_allclose(tokens, np.where(last, credit[..., None], 0), rtol=1e-6)
+    assert at_end(SINGLES[member]).traits == SINGLES[member].traits
+
+
+@pytest.mark.parametrize("lift", [per_token, at_end])
+def test_a_lift_gives_nothing_to_padding_and_does_not_divide_by_length(lift):
+    assert np.all(token_credit(lift, no_baseline())[~np.asarray(WORLD.acted)] == 0)
     credits_invalid = stateless(lambda a, rollout: a, Traits(unbiased="no"))
-    assert np.all(token_credit(credits_invalid)[~VALID] == 0)
-    longer = np.concatenate([ACTED, np.zeros_like(ACTED)], axis=-1)
-    np.testing.assert_array_equal(token_credit(group_mean(), acted=longer)[..., :5], token_credit(group_mean()))
-    hole = ACTED.copy()
-    hole[..., 1] = False  # a token between two acted ones that the policy did not choose
-    assert np.all(token_credit(no_baseline(), acted=hole)[..., 1] == 0)
+    assert np.all(token_credit(lift, credits_invalid)[~VALID] == 0)
+    acted = jnp.concatenate([WORLD.acted, jnp.zeros_like(WORLD.acted)], axis=-1)
+    longer = bare_rollout(WORLD.reward, WORLD.valid, acted)
+    np.testing.assert_array_equal(token_credit(lift, group_mean(), longer)[..., :T], token_credit(lift, group_mean()))
 
 
 def test_apply_takes_bare_arrays():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from enumerate_groups import Table, cosine, credit_of_batches, expected_gradient, tables
-from every_transform import MEMBERS, SINGLES, of_recipes
+from every_transform import KINDS, MEMBERS, SINGLES, of_recipes
 
 from jaxrl_llm import masked
 from jaxrl_llm.advantages import (
@@ -85,8 +85,8 @@ def test_coupling_to_the_own_reward_is_as_claimed(member):
     check_uses_self(MEMBERS[member])
 
 
-@pytest.mark.parametrize("second", SINGLES)
-@pytest.mark.parametrize("first", SINGLES)
+@pytest.mark.parametrize("second", KINDS)
+@pytest.mark.parametrize("first", KINDS)
 def test_a_chain_claims_no_more_than_it_keeps(first, second):
     pair = chain(SINGLES[first], SINGLES[second])
     if pair.traits.unbiased != "no":

@@ -16,6 +16,6 @@ def group_std(*, ddof: int, eps: float) -> AdvantageTransform:
 
     def fn(advantage, rollout):
         sigma = masked.std(rollout.reward, rollout.valid, axis=-1, ddof=ddof, keepdims=True).astype(advantage.dtype)
-        return jnp.where(rollout.valid, advantage / jnp.where(sigma > 0, sigma + eps, 1), 0)
+        return jnp.where(rollout.valid, advantage, 0) / jnp.where(sigma > 0, sigma + eps, 1)
 
     return stateless(fn, Traits(unbiased="no", uses_self=True))

@@ -26,7 +26,7 @@ from jaxrl_llm.losses.surrogates.ppo import (
     token_ratio,
 )
 from jaxrl_llm.losses.surrogates.rec_pieces import asymmetric_reinforce, opmd, opmd_early, rec
-from jaxrl_llm.losses.surrogates.sequence import geo_mean, gspo, prefix_ratio, sequence_ratio
+from jaxrl_llm.losses.surrogates.sequence import clipped_answer, geo_mean, gspo, prefix_ratio, sequence_ratio
 from jaxrl_llm.losses.surrogates.tapers import effective_positives, tapered, topr, topr_token, vespo
 from jaxrl_llm.losses.surrogates.unified_pieces import unified
 
@@ -35,6 +35,7 @@ __all__ = [
     "asymmetric_reinforce",
     "cispo",
     "clipped",
+    "clipped_answer",
     "dppo",
     "effective_positives",
     "geo_mean",

@@ -52,6 +52,20 @@ def gspo(*, low: float = 3e-4, high: float = 4e-4) -> Surrogate:
     return surrogate
 
 
+def clipped_answer(*, low: float = 0.2, high: float = 0.2) -> Surrogate:
+    """min(wA, clip(w, 1 - low, 1 + high) A), w = Π_t ρ_t of the whole answer: what TRL's RLOO clips.
+
+    In the form of single tokens, as `gspo`; with `answer_sum` it is the mean over answers. Answers of one token give
+    `clipped`.
+    """
+
+    def surrogate(tokens: Tokens) -> Values:
+        log_ratio = through_own_token(answer_log_ratio(tokens), tokens)
+        return pessimistic(log_ratio, jax.lax.stop_gradient(tokens.advantage), low, high, None)
+
+    return surrogate
+
+
 def geo_mean(*, low: float, high: float) -> Surrogate:
     """A exp((1/L) Σ_t x_t): x_t = min(log ρ_t, high) where A > 0, max(log ρ_t, -low) elsewhere (GMPO).
 

@@ -1,0 +1,45 @@
+"""How the reference policy moves: functions (reference, policy, steps done) -> reference. Without one it stays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+Params = Any
+Anchor = Callable[[Params, Params, Int[Array, ""]], Params]
+
+
+def moving_average(*, decay: float) -> Anchor:
+    """θ_ref ← decay · θ_ref + (1 - decay) · θ after every step: decay 1 stays, decay 0 is always the newest policy.
+
+    A reference of this kind is named in T1 (arXiv 2501.11651).
+    """
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay must be from 0 to 1, not {decay}")
+
+    def move(reference: Params, policy: Params, step: Int[Array, ""]) -> Params:
+        del step
+        return jax.tree.map(lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype), reference, policy)
+
+    return move
+
+
+def refreshed(*, every: int, mixing: float = 1.0) -> Anchor:
+    """θ_ref ← (1 - mixing) · θ_ref + mixing · θ after each `every` steps; in between it stays.
+
+    mixing 1 copies the policy; TRL's synchronisation mixes 0.6 every 512 steps.
+    """
+    if every < 1:
+        raise ValueError(f"every must be 1 or more, not {every}")
+    if not 0 < mixing <= 1:
+        raise ValueError(f"mixing must be above 0 and at most 1, not {mixing}")
+
+    def move(reference: Params, policy: Params, step: Int[Array, ""]) -> Params:
+        share = jnp.where(step % every == 0, mixing, 0.0)
+        return jax.tree.map(
+            lambda old, new: (old + share * (new.astype(jnp.float32) - old)).astype(old.dtype), reference, policy
+        )
+
+    return move
