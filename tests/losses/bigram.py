@@ -64,3 +64,9 @@ def moments(gradient, weight):
     """Mean and trace of the covariance of estimates [N 9] that have these chances [N]."""
     mean = weight @ gradient
     return mean, weight @ np.sum(gradient**2, axis=-1) - mean @ mean
+
+
+def scores():
+    """Gradient of the log-probability of each token in the logits, [15 3 9]; 0 off the answers."""
+    slope = np.asarray(jax.jit(jax.jacrev(logp_of))(jnp.asarray(LOGITS))).reshape(15, 3, 9)
+    return slope * WHERE[..., None]

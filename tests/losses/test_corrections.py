@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from every_surrogate import FIELDS, batch, row, slope_of
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrl_llm import losses
 from jaxrl_llm.losses import Correction, Objective, bare_tokens, reinforce, token_mean
@@ -239,7 +240,7 @@ def test_classes_of_answers():
     np.testing.assert_allclose(weight, [[1.5, 1.5], [1.5, 0.0]], rtol=1e-6)
 
 
-def test_trap_reinforcement_learning_of_plus_minus_1_is_twice_that_of_0_and_1():
+def test_trap_rewards_of_plus_minus_1_double_the_credit():
     """OREAL's rewards ±1 double every centred credit; the classes, and so the denominators, stay."""
     tokens = row(logp=-1.0, advantage=[0.5, -0.25, -0.25])
     double = dataclasses.replace(tokens, advantage=2 * tokens.advantage)
@@ -274,6 +275,8 @@ def test_kl_cov_takes_one_token_at_least_and_no_more_where_all_are_equal():
         weight = weight_of(losses.kl_cov(fraction=1e-6).weight, each)
         assert np.sum(weight) == 1
         assert not np.any(weight[~np.asarray(tokens.where)])
+    noise = np.where(tokens.where, tokens.noise, 1.0)
+    assert np.argmax(weight) == np.argmin(noise)  # of the equal ones, the same on any mesh and in any order
 
 
 def test_kl_cov_costs_the_distance_to_the_policy_that_sampled():
@@ -314,3 +317,14 @@ def test_clip_cov_with_a_small_band_takes_what_there_is():
     low = float(cov[-1] + cov[-2]) / 2
     correction = losses.clip_cov(fraction=0.9, low=low, high=60.0, clip_low=1.0, clip_high=1e6)
     assert np.sum(weight_of(correction, tokens) == 0) == 1
+
+
+def test_eight_devices_give_the_weights_of_one():
+    tokens = batch(shape=(8, 3, 5))
+    every = jax.jit(lambda t: {name: correction.weight(t) for name, correction in CORRECTIONS.items()})
+    mesh = Mesh(np.asarray(jax.devices()[:8]), ("prompts",), axis_types=(AxisType.Auto,))
+    split = jax.device_put(tokens, NamedSharding(mesh, PartitionSpec("prompts")))
+    actual = jax.block_until_ready(every(split))
+    expected = jax.block_until_ready(every(tokens))
+    for name in CORRECTIONS:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5, atol=1e-7, err_msg=name)

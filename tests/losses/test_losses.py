@@ -79,6 +79,23 @@ def test_peers_that_count_fully_masked_rows_have_two_thirds_of_the_loss(name, go
     np.testing.assert_allclose(np.sum(weights * LOSSES[:, None]) * answers / rows, golden, atol=5e-4)
 
 
+def test_trap_the_fixed_divisor_of_peers_is_not_divided_by_the_answers():
+    """verl in January 2026 and the trainers of HPT, ReLIFT and Critique-GRPO: a sum by a constant, which grows with the
+    rows of a micro-batch. Ours is that number by the two answers, and twice the batch is the same estimate."""
+    one = fixed_divisor(divisor=4.0)(jnp.asarray(MASK[:, None]))
+    peer = np.sum(np.where(MASK, LOSSES, 0)) / 4.0
+    assert peer == 5.25
+    np.testing.assert_allclose(np.sum(one * LOSSES[:, None]), peer / 2, rtol=1e-6)
+    twice = fixed_divisor(divisor=4.0)(jnp.asarray(np.concatenate([MASK] * 2)[:, None]))
+    np.testing.assert_allclose(np.sum(twice * np.concatenate([LOSSES] * 2)[:, None]), peer / 2, rtol=1e-6)
+
+
+def test_trap_the_bnpo_of_trl_is_a_token_mean():
+    """loss_type="bnpo" divides by the active tokens; it is an aggregation and no Beta normalisation of credit."""
+    peer = np.sum(LOSSES * MASK) / np.sum(MASK)
+    np.testing.assert_allclose(np.sum(token_mean()(jnp.asarray(MASK[:, None])) * LOSSES[:, None]), peer, rtol=1e-6)
+
+
 def test_the_weights_of_lengths():
     """α = 0 is `answer_sum`; so is a group of equal lengths, whatever α: the mean is of the group."""
     where = random_batch()[0]

@@ -12,10 +12,12 @@ import pytest
 
 from jaxrl_llm.losses import (
     Objective,
+    answer_mean,
     answer_sum,
     cispo,
     clipped,
     effective_sample_size,
+    fixed_divisor,
     gspo,
     k1,
     k2,
@@ -29,8 +31,10 @@ from jaxrl_llm.losses import (
     self_normalised_group,
     sequence_ratio,
     tapered,
+    token_mean,
     token_ratio,
     topr,
+    variance_reduced_length,
     vespo,
     with_score,
 )
@@ -268,3 +272,33 @@ def test_values_of_the_estimators():
     for cost, (mean, variance) in table.items():
         x = np.sum(np.where(bigram.WHERE, cost(tokens)[:, 0], 0), axis=-1)
         np.testing.assert_allclose([chance @ x, chance @ x**2 - (chance @ x) ** 2], [mean, variance], rtol=1e-9)
+
+
+# Lengths, on-policy
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "bias", "variance"),
+    [
+        (answer_sum(), 0.0, 0.35680255149535245),
+        (answer_mean(), 0.0625771547787394, 0.08292322849194943),
+        (token_mean(), 0.07366335075391506, 0.0679007981198646),
+        (fixed_divisor(divisor=3.0), 0.0977469232871039, 0.03964472794392806),
+        (variance_reduced_length(alpha=1.0), 0.03325611920244937, 0.3486355765907435),
+        (variance_reduced_length(alpha=0.75), 0.025621325220042727, 0.3473921504527776),
+    ],
+)
+def test_aggregations_of_pairs_with_the_other_answer_as_baseline(aggregate, bias, variance):
+    """Each of the 225 groups of two as a batch of its own; numbers computed independently. Only the sum is unbiased."""
+    chance = bigram.chance(bigram.LOGITS)
+    tokens, first, second = pairs_of(bigram.tokens_of(bigram.LOGITS, bigram.REWARD, sampler=bigram.LOGITS))
+    weights = jax.vmap(lambda where: aggregate(where[None])[0])(tokens.where)
+    credit = bigram.REWARD[first] - bigram.REWARD[second]
+    per_token = np.asarray(weights) * np.stack([credit, -credit], axis=1)[..., None]  # [225 2 3]
+    score = bigram.scores()  # [15 3 9]
+    gradient = np.einsum("nt,ntd->nd", per_token[:, 0], score[first])
+    gradient += np.einsum("nt,ntd->nd", per_token[:, 1], score[second])
+    mean, actual = bigram.moments(gradient, chance[first] * chance[second])
+    # The weights are float32, so these agree to float32.
+    np.testing.assert_allclose(np.linalg.norm(mean - truth()[1]), bias, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(actual, variance, rtol=1e-6)
