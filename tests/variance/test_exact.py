@@ -204,6 +204,14 @@ def test_answers_without_replacement():
     close(one.trace_var, moments(no_baseline(), table, 1).trace_var)
 
 
+def test_the_weights_of_a_design_reach_the_credit_of_tokens():
+    whole, tokens = (
+        moments(t, bigram(), 2, design=without_replacement) for t in (no_baseline(), per_token(no_baseline()))
+    )
+    close(tokens.trace_var, whole.trace_var)
+    close(tokens.bias_norm, 0)
+
+
 def test_designs_of_several_prompts():
     """Two prompts with groups of their own: variances of independent halves add up."""
     pool = list(random_tables(2))
