@@ -1,0 +1,134 @@
+"""How many answers each prompt gets, so that the batch gradient has the smallest variance for its cost.
+
+    neyman  n ∝ v               minimises Σ v² / n               v: standard deviation of one answer's gradient
+    gvm     n ∝ g / sqrt(p)     minimises Σ g² / (n p)           p: rate of right answers, g: norm of their score
+
+Both want the mean over the answers of *each* prompt, then the mean over prompts: with one mean over all answers a
+prompt would weigh as many times as it has answers, and the direction would change.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrl_llm import masked
+from jaxrl_llm.rollouts.select._gather import first_of, take_answers, with_extras
+from jaxrl_llm.rollouts.select.plan import Select
+from jaxrl_llm.types import Rollout
+
+
+def whole_numbers(
+    share: Float[Array, " P"], total: int | Int[Array, ""], exists: Bool[Array, " P"] | None = None
+) -> Int[Array, " P"]:
+    """n = round(total · share / Σ share), then one more or one less at the largest residuals until Σ n = total.
+
+    A half is rounded to the even number, and of equal residuals the earlier prompt gets more. A share of 0 gets 0
+    answers. All shares 0: the same share for every prompt that `exists` (None: all do), our choice, as the released
+    code of GVM divides by zero there. No prompt exists: all 0. Shares are not negative; total is below 2²⁴.
+    """
+    share = share.astype(jnp.promote_types(share.dtype, jnp.float32))
+    exists = jnp.ones(share.shape, bool) if exists is None else exists
+    share = jnp.where(exists, share, 0)
+    share = jnp.where(jnp.any(share > 0), share, exists.astype(share.dtype))
+    # The largest share is taken out first, so that neither tiny shares vanish nor huge ones overflow in the sum.
+    share = share / jnp.maximum(jnp.max(share, initial=0), jnp.finfo(share.dtype).tiny)
+    wanted = total * _normalised(share)
+    rounded = jnp.round(wanted).astype(jnp.int32)
+    residual = jnp.where(share > 0, wanted - rounded, -jnp.inf)
+    # One less at the c smallest residuals of m is one less everywhere and one more at the m - c largest.
+    lack = total - jnp.sum(rounded)
+    each, left = jnp.divmod(lack, jnp.maximum(masked.count(share > 0), 1))
+    place = jnp.argsort(jnp.argsort(-residual, stable=True))
+    return jnp.where(share > 0, rounded + each + (place < left), 0)
+
+
+def neyman(
+    spread: Float[Array, " P"], total: int | Int[Array, ""], exists: Bool[Array, " P"] | None = None
+) -> Int[Array, " P"]:
+    """n = total · v / Σ v in whole numbers, v = `spread`: the standard deviation of one answer's gradient.
+
+    For 0/1 rewards and score norms that do not depend on the prompt v is sqrt(p (1 - p)) (VIP, arXiv 2602.01601), and
+    0 at an estimated rate of 0 or 1, however rough the estimate is; a constant added to v keeps such prompts (SPO's
+    sampler adds 0.05). All spreads 0: see `whole_numbers`. Neyman, 1934.
+    """
+    return whole_numbers(spread, total, exists)
+
+
+def gvm(
+    rate: Float[Array, " P"],
+    norm: Float[Array, " P"],
+    total: int | Int[Array, ""],
+    alpha: float | int = 1e-3,
+    beta: float | int = 2.0,
+    rate_threshold: float | int | None = None,
+    min_accepted: float | int = 0,
+    exists: Bool[Array, " P"] | None = None,
+) -> Int[Array, " P"]:
+    """n ∝ u, u = g / sqrt(p + alpha / p^(beta-1)), in whole numbers with Σ n = total; u = 0 where g = 0 or p = 0.
+
+    p = `rate` of accepted answers, g = `norm`: the mean over a prompt's accepted answers of the norm of the score of
+    the whole answer (not its square; 0 where none is accepted). alpha = 0 is the optimum of Σ g² / (n p). g = 1 for
+    every prompt is the variant that needs no gradient. Prompts with p > rate_threshold, or that expect fewer than
+    min_accepted accepted answers (p · n before rounding), get none, and the others share what they leave.
+
+    A prompt with p = 0 gets nothing until it is estimated anew: alpha holds small rates back, it rescues none. When no
+    prompt is left, every one gets the same (see `whole_numbers`). The released code takes the norm over one parameter
+    tensor only, and no larger total than the number of answers that p was estimated from; here both are the caller's.
+    GVM-RAFT, arXiv 2505.02391.
+    """
+    dtype = jnp.promote_types(jnp.result_type(rate, norm), jnp.float32)
+    rate, norm = rate.astype(dtype), norm.astype(dtype)
+    there = (rate > 0) & (norm > 0) & (True if exists is None else exists)
+    p = jnp.where(there, rate, 1)
+    share = _normalised(jnp.where(there, jnp.where(there, norm, 0) / jnp.sqrt(p + alpha / p ** (beta - 1)), 0))
+    keep = p * share * total >= min_accepted
+    if rate_threshold is not None:
+        keep = keep & (p <= rate_threshold)
+    return whole_numbers(jnp.where(keep, share, 0), total, exists)
+
+
+def gvm_allocation(
+    first: int,
+    total: int,
+    width: int,
+    threshold: float,
+    *,
+    alpha: float | int = 1e-3,
+    beta: float | int = 2.0,
+    rate_threshold: float | int | None = None,
+    min_accepted: float | int = 0,
+) -> Select:
+    """[P N T] -> [P width T]: the first `first` valid answers of a prompt say how many of its others are kept.
+
+    An answer is accepted when its reward is above `threshold`. The rate is that of the first answers; the norm is the
+    mean of sqrt(extras["energy"] [P N]) over the accepted ones, or 1 for every prompt without that extra. `gvm` makes
+    n of them, which is added as extras["budget"] [P]. The first n of the other valid answers are kept; where n is more
+    than `width`, or than there are, what is missing is not given to another prompt.
+
+    The answers that are kept say nothing about the estimate, so the mean over them is unbiased for each prompt with
+    n > 0. Prompts with n = 0 have no gradient at all: those whose share rounds to 0, and those without an accepted
+    first answer (where no prompt has one, all get the same).
+    """
+
+    def select(pool: Rollout) -> Rollout:
+        if pool.valid.shape[1] < first + width:
+            raise ValueError(f"a pool of {first} + {width} answers or more is needed, not of {pool.valid.shape[1]}")
+        number = jnp.cumsum(pool.valid, axis=-1)
+        seen = pool.valid & (number <= first)
+        accepted = seen & (pool.reward > threshold)
+        rate = masked.mean(accepted.astype(jnp.float32), seen, axis=-1)
+        norm = jnp.ones_like(rate)
+        if "energy" in pool.extras:
+            energy = jnp.where(accepted, pool.extras["energy"].astype(jnp.float32), 0)
+            norm = masked.mean(jnp.sqrt(energy), accepted, axis=-1)
+        exists = jnp.any(seen, axis=-1)
+        n = gvm(rate, norm, total, alpha, beta, rate_threshold, min_accepted, exists)
+        wanted = pool.valid & ~seen & (number <= first + n[:, None])
+        return with_extras(take_answers(pool, *first_of(wanted, width)), budget=n)
+
+    return select
+
+
+def _normalised(share: Float[Array, " P"]) -> Float[Array, " P"]:
+    """share / Σ share; zeros where all are zero."""
+    whole = jnp.sum(share)
+    return jnp.where(whole > 0, share / jnp.where(whole > 0, whole, 1), 0)
