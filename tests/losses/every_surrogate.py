@@ -49,6 +49,7 @@ EVERY = {
     "sequence_ratio": Entry(s.sequence_ratio(), local=False),
     "prefix_ratio": Entry(s.prefix_ratio(), local=False),
     "gspo": Entry(s.gspo(), local=False),
+    "clipped_answer": Entry(s.clipped_answer(), local=False),
     "geo_mean": Entry(s.geo_mean(low=0.4, high=0.3), local=False),
     "tapered": Entry(
         s.tapered(positive=between(0.5, math.inf), negative=between(0.0, 2.0), ratio=answer_log_ratio), local=False

@@ -186,6 +186,24 @@ def test_gspo_of_whole_answers_is_gspo_of_tokens():
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_the_clip_of_whole_answers_is_of_their_ratio():
+    """min(wA, clip(w) A) per answer, differentiated through all tokens, under `answer_sum` (TRL's RLOO)."""
+    tokens = batch(spread=0.2)
+    credit = jnp.broadcast_to(tokens.advantage[..., :1], tokens.where.shape)
+    tokens = dataclasses.replace(tokens, advantage=jnp.where(tokens.where, credit, 0))
+
+    def whole(logp):
+        w = jnp.exp(jnp.sum(jnp.where(tokens.where, logp - tokens.behaviour_logp, 0), axis=-1))
+        a = tokens.advantage[..., 0]
+        return jnp.sum(jnp.minimum(w * a, jnp.clip(w, 0.8, 1.2) * a)) / jnp.sum(jnp.any(tokens.where, axis=-1))
+
+    expected = np.asarray(jax.jit(jax.grad(whole))(tokens.logp))
+    live = expected[np.asarray(tokens.where)] != 0
+    assert 0 < np.sum(live) < live.size
+    ours = answer_sum()(tokens.where) * slope_of(losses.clipped_answer(), tokens)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_gspo_of_single_tokens_is_ppo():
     tokens = batch(shape=(4, 3, 1), spread=1.0)
     for a, b in zip(pulls(losses.gspo(low=0.2, high=0.2), tokens), pulls(losses.clipped(), tokens), strict=True):
