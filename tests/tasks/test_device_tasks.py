@@ -18,6 +18,7 @@ SMALL = [
     "digit_sort,length=2",
     "modular_chain,terms=2,modulus=13",
     "countdown,numbers=2,maximum=12,target_maximum=20",
+    "critique:addition,share=0.5,digits=1,terms=3",
 ]
 every_task = pytest.mark.parametrize("text", [*DEFAULTS, *SMALL])
 small_task = pytest.mark.parametrize("text", SMALL)
@@ -70,7 +71,19 @@ KEYS = {
     "digit_sort": lambda prompt: "".join(sorted(prompt.rstrip("="))),
     "modular_chain": key_of_chain,
     "countdown": key_of_countdown,
+    "critique:addition": lambda prompt: KEYS["addition"](asked(prompt)),
 }
+
+
+def asked(prompt):
+    """The question of a critique, or the question itself."""
+    return prompt[: prompt.index("=") + 1]
+
+
+def judged(prompt, base="addition"):
+    """What is right to say of a question with an answer shown, or of the question itself."""
+    question, right = asked(prompt), ANSWERS[base](asked(prompt))
+    return right if prompt == question else "T" if prompt == f"{question}{right}?" else "F"
 
 
 def answer_of_chain(prompt):
@@ -84,6 +97,7 @@ ANSWERS = {
     "addition": lambda prompt: str(sum(map(int, prompt.rstrip("=").split("+")))),
     "digit_sort": lambda prompt: "".join(sorted(prompt.rstrip("="))),
     "modular_chain": answer_of_chain,
+    "critique:addition": judged,
 }
 
 
