@@ -77,13 +77,13 @@ def chain(*transforms: AdvantageTransform) -> AdvantageTransform:
 def _chained(traits: list[Traits]) -> Traits:
     """Claims that survive composition: the worst of each, and no closed form beyond a single link.
 
-    Two links that both compare the answers of a group (minimum_group > 1) leave no claim on the bias, that is "no":
-    the second sees credits that are no longer independent. Only the first link sees rewards as they were given.
+    Two links that both compare answers leave no claim on the bias, that is "no": the second sees credits that are no
+    longer independent. Only the first link sees rewards as they were given.
     """
     if len(traits) == 1:
         return traits[0]
     only_scaled = [t for t in traits if t.unbiased != "yes"]
-    comparing = [t for t in traits if t.minimum_group > 1]
+    comparing = [t for t in traits if t.minimum_group > 1 or t.needs_iid or t.uses_self]
     unclaimed = any(t.unbiased == "no" for t in traits) or len(only_scaled) > 1 or len(comparing) > 1
     unbiased = "no" if unclaimed else "scaled" if only_scaled else "yes"
     return Traits(
@@ -93,7 +93,7 @@ def _chained(traits: list[Traits]) -> Traits:
         minimum_group=max(t.minimum_group for t in traits),
         minimum_prompts=max(t.minimum_prompts for t in traits),
         needs_iid=any(t.needs_iid for t in traits),
-        domain=traits[0].domain,
+        domain=max((t.domain for t in traits), key=("any", "unit", "binary").index),
         centred=traits[0].centred and all(t.keeps_zero for t in traits[1:]),
         keeps_zero=all(t.keeps_zero for t in traits),
         needs=tuple(dict.fromkeys(name for t in traits for name in t.needs)),

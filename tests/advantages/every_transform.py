@@ -8,7 +8,7 @@ import instances_tokens
 import instances_weights
 
 from jaxrl_llm import advantages, recipes
-from jaxrl_llm.advantages import AdvantageTransform, group_std, no_baseline, per_token
+from jaxrl_llm.advantages import AdvantageTransform, at_end, group_std, no_baseline, per_token
 
 # Instances of the functions that have arguments without a default. The name of an instance starts with the function's.
 INSTANCES = {
@@ -46,9 +46,13 @@ def of_tokens(name: str) -> bool:
     return ".advantages.tokens." in getattr(found()[name.partition("(")[0]], "__module__", "")
 
 
-def of_answers(transform: AdvantageTransform) -> AdvantageTransform:
+# Those of the room tokens/ that spread token rewards take a reward at the end; the others weigh or compare credits.
+OF_REWARDS = {"reward_to_go", "dense_rewards", "gae", "span_credit", "prime"}
+
+
+def of_answers(transform: AdvantageTransform, name: str) -> AdvantageTransform:
     """A transform of tokens [P G T] as one that takes rewards [P G]; its claims are those of the transform alone."""
-    lifted = per_token(no_baseline())
+    lifted = (at_end if name in OF_REWARDS else per_token)(no_baseline())
 
     def update(reward, state, rollout):
         tokens, _ = lifted.update(reward, (), rollout)
@@ -62,7 +66,7 @@ def singles() -> dict[str, object]:
     built = {}
     for name, function in sorted(found().items()):
         made = build(name, function)
-        built |= {key: of_answers(made[key]) if of_tokens(name) else made[key] for key in made}
+        built |= {key: of_answers(made[key], name) if of_tokens(name) else made[key] for key in made}
     return built
 
 
