@@ -1,4 +1,7 @@
-"""How the reference policy moves: functions (reference, policy, steps done) -> reference. Without one it stays."""
+"""How the reference policy moves: functions (reference, policy, steps done) -> reference. Without one it stays.
+
+It moves after every step. A step whose batch was refused is one too: the reference follows the policy as it is.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +24,7 @@ def moving_average(*, decay: float) -> Anchor:
 
     def move(reference: Params, policy: Params, step: Int[Array, ""]) -> Params:
         del step
-        return jax.tree.map(lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype), reference, policy)
+        return _mixed(reference, policy, 1 - decay)
 
     return move
 
@@ -37,9 +40,17 @@ def refreshed(*, every: int, mixing: float = 1.0) -> Anchor:
         raise ValueError(f"mixing must be above 0 and at most 1, not {mixing}")
 
     def move(reference: Params, policy: Params, step: Int[Array, ""]) -> Params:
-        share = jnp.where(step % every == 0, mixing, 0.0)
-        return jax.tree.map(
-            lambda old, new: (old + share * (new.astype(jnp.float32) - old)).astype(old.dtype), reference, policy
-        )
+        return _mixed(reference, policy, jnp.where(step % every == 0, mixing, 0.0))
 
     return move
+
+
+def _mixed(reference: Params, policy: Params, share: Array | float) -> Params:
+    """(1 - share) · θ_ref + share · θ: exactly one of them at 0 and 1. In float32 at least, as in less 0.999 is 1."""
+
+    def mix(old, new):
+        wide = jnp.promote_types(old.dtype, jnp.float32)
+        part = jnp.asarray(share, wide)
+        return ((1 - part) * old.astype(wide) + part * new.astype(wide)).astype(old.dtype)
+
+    return jax.tree.map(mix, reference, policy)

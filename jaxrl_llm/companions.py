@@ -43,7 +43,7 @@ def value_network(policy: Policy, *, learning_rate: float, discount: float) -> C
     def loss(params, reference, rollout):
         del reference
         where = rollout.acted & rollout.valid[..., None]
-        ahead = jnp.cumsum(rollout.acted[..., ::-1], axis=-1)[..., ::-1] - 1
+        ahead = jnp.maximum(jnp.cumsum(rollout.acted[..., ::-1], axis=-1)[..., ::-1] - 1, 0)  # 0 in the padding
         reward = jnp.where(rollout.valid, rollout.reward, 0)[..., None]
         error = _read_head(policy, params, rollout) - reward * discount ** ahead.astype(jnp.float32)
         return masked.mean(jnp.square(error) / 2, where)
@@ -77,7 +77,9 @@ def implicit_process_reward(policy: Policy, *, learning_rate: float, beta: float
     def score(params, reference, rollout):
         tokens = (rollout.prompt, rollout.prompt_mask, rollout.answer, rollout.acted)
         theirs = rollout.policy_logp if reference is None else answer_logp(policy, reference, *tokens)[0]
-        return answer_logp(policy, params, *tokens)[0] - jax.lax.stop_gradient(theirs)
+        # Masked before the sum: a NaN of an invalid answer comes back through the gradient of the cross-entropy.
+        own = answer_logp(policy, params, *tokens)[0] - jax.lax.stop_gradient(theirs)
+        return jnp.where(rollout.acted & rollout.valid[..., None], own, 0)
 
     def loss(params, reference, rollout):
         logit = beta * jnp.sum(score(params, reference, rollout), axis=-1)
@@ -120,7 +122,7 @@ def _with_head(policy: Policy, loss: Loss, name: str, learning_rate: float) -> C
 def _trained(
     init: Callable[[Params], Params], read: Callable, loss: Loss, gives: tuple[str, ...], learning_rate: float
 ) -> Companion:
-    """Adam behind a bound of 10 on the norm of the gradient, one update a rollout."""
+    """Adam behind a bound of 10 on the norm of the gradient, one update a rollout, refused if that is not finite."""
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(learning_rate))
 
     def begin(params):
@@ -132,7 +134,10 @@ def _trained(
 
     def learn(state, reference, rollout):
         params, moments = state
-        updates, moments = optimizer.update(jax.grad(loss)(params, reference, rollout), moments, params)
-        return optax.apply_updates(params, updates), moments
+        grads = jax.grad(loss)(params, reference, rollout)
+        updates, moments = optimizer.update(grads, moments, params)
+        ok = jnp.isfinite(optax.tree.norm(grads))
+        taught = optax.apply_updates(params, updates), moments
+        return jax.tree.map(lambda new, old: jnp.where(ok, new, old), taught, state)
 
     return Companion(begin, look, learn, gives)

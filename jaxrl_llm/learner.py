@@ -25,8 +25,6 @@ from jaxrl_llm.types import Rollout, pytree
 SITES = ("reward", "log-probability", "gradient", "parameter")  # where a non-finite value can enter, in order
 
 
-
-
 @pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Credit:
@@ -120,9 +118,8 @@ class Learner:
             reference_logp, _ = answer_logp(self.policy, reference, *_tokens(rollout))
         tokens = self._at_rollout(state, reference, rollout, reference_logp)
 
-        def gradient(reward):
-            alone, _ = self._credited(state, dataclasses.replace(rollout, reward=reward), tokens)
-            alone = dataclasses.replace(alone, prepared=self.objective.prepare(alone.tokens))
+        def gradient(rollout):
+            alone = self._prepared(state.params, reference, self._credited(state, rollout, tokens)[0])
             return self._gradient(state.params, reference, state.credit.coefficients, alone)[0]
 
         graded = rollout
@@ -163,6 +160,7 @@ class Learner:
         advantage, after = self.advantage.update(shaped, state.credit.advantage, rollout)
         tokens = dataclasses.replace(tokens, advantage=advantage)
         prepared = () if self.objective.moving else self.objective.prepare(tokens)
+        rollout = dataclasses.replace(rollout, extras={})  # have been read, and not all of them have rows to cut
         weights = self.objective.aggregate(tokens.where)
         return Batch(rollout=rollout, tokens=tokens, weights=weights, prepared=prepared), after
 
@@ -190,9 +188,7 @@ class Learner:
     def _update(self, state: TrainState, reference: Params | None, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """One optimizer step on the whole batch; state unchanged, and counted, where anything is non-finite."""
         coefficients = state.credit.coefficients
-        if self.objective.moving:
-            look = lambda rows: self._now(state.params, reference, rows)  # noqa: E731
-            batch = dataclasses.replace(batch, prepared=self.objective.prepare(self._by_rows(look, batch)))
+        batch = self._prepared(state.params, reference, batch)
         grads, sums = self._gradient(state.params, reference, coefficients, batch)
         updates, moments = self.optimizer.update(grads, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -218,6 +214,13 @@ class Learner:
         means = {name: sums[name] / tokens for name in sums if name not in ("loss", "sampling/logp_difference_max")}
         site = jnp.where(ok, 0, 1 + jnp.argmin(healthy))
         return state, sums | means | {"grad_norm": norm, "nonfinite/site": site}
+
+    def _prepared(self, params: Params, reference: Params | None, batch: Batch) -> Batch:
+        """The batch with the corrections at given parameters; those that do not move are there already."""
+        if not self.objective.moving:
+            return batch
+        look = lambda rows: self._now(params, reference, rows)  # noqa: E731
+        return dataclasses.replace(batch, prepared=self.objective.prepare(self._by_rows(look, batch)))
 
     def _now(self, params: Params, reference: Params | None, rows: Batch) -> Tokens:
         """The record of the rows at given parameters."""

@@ -12,7 +12,7 @@ from jaxrl_llm import masked
 from jaxrl_llm.policies.logp import answer_energy, answer_logp
 from jaxrl_llm.types import Rollout
 
-Gradient = Callable[[Float[Array, "P G"]], Any]
+Gradient = Callable[[Rollout], Any]
 
 
 def token_energy(learner: Any, params: Any, rollout: Rollout) -> Float[Array, "P G T"]:
@@ -57,26 +57,28 @@ MEASURED = {
 def with_measurements(learner: Any, state: Any, reference: Any, rollout: Rollout, gradient: Gradient) -> Rollout:
     """The rollout with the extras that the method needs and nobody has given yet.
 
-    `gradient` maps rewards to the gradient of the objective that they make.
+    `gradient` maps a rollout to the gradient of the objective that its rewards make.
     """
     found = dict(rollout.extras)
     if learner.companion:
         found |= learner.companion.read(state.companion, reference, rollout)
-    for name in learner.needs:
-        if name in found:
-            continue
-        if name == "component_influence":
-            found[name] = component_influence(rollout, gradient)
-        elif name in MEASURED:
+    missing = [name for name in learner.needs if name not in found]
+    for name in missing:
+        if name in MEASURED:
             found[name] = jax.lax.stop_gradient(MEASURED[name](learner, state.params, rollout))
-        else:
+        elif name != "component_influence":
             raise ValueError(f"the method reads {name!r}, which is not in Rollout.extras and cannot be measured here")
-    return dataclasses.replace(rollout, extras=found)
+    rollout = dataclasses.replace(rollout, extras=found)
+    if "component_influence" not in missing:
+        return rollout
+    # Last: the credit of a component may read what has been measured.
+    return dataclasses.replace(rollout, extras=found | {"component_influence": component_influence(rollout, gradient)})
 
 
 def component_influence(rollout: Rollout, gradient: Gradient) -> Float[Array, "K K"]:
     """⟨g_j, g_k⟩ of the gradients that the reward components would have alone."""
-    grads = jax.lax.map(gradient, jnp.moveaxis(rollout.components, -1, 0))
+    alone = lambda reward: gradient(dataclasses.replace(rollout, reward=reward))  # noqa: E731
+    grads = jax.lax.map(alone, jnp.moveaxis(rollout.components, -1, 0))
     flat = [x.reshape(len(x), -1).astype(jnp.float32) for x in jax.tree.leaves(grads)]
     return sum(x @ x.T for x in flat)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxrl_llm import random
+from jaxrl_llm import masked, random
 from jaxrl_llm.advantages import no_baseline, per_token
 from jaxrl_llm.checkpoint import abstract
 from jaxrl_llm.config import Config, ConfigError
@@ -101,7 +101,7 @@ class Programs:
         rollout, truth = self._sample(params, self.problems, jnp.int32(step))
         greedy = None
         if "greedy_reward" in self.learner.needs:
-            greedy = self.grade(self._greedy(params, rollout), truth).reward
+            greedy = self.grade(self._greedy(params, rollout), truth)
         rollout = self.grade(rollout, truth)
         return rollout if greedy is None and self.config.plan is None else self._select(rollout, greedy)
 
@@ -184,15 +184,19 @@ def drawn(config: Config) -> tuple[int, int]:
     return plan.prompts * config.prompts_per_step, plan.answers or config.answers_per_prompt
 
 
-def select_step(plan: Plan | None) -> Callable[[Rollout, Array | None], Rollout]:
-    """The part of a graded pool that is trained on, with the greedy rewards [P 1] and the number of tokens drawn."""
+def select_step(plan: Plan | None) -> Callable[[Rollout, Rollout | None], Rollout]:
+    """The part of a graded pool that is trained on, with the rewards of greedy answers and the number of tokens drawn.
 
-    def select(pool: Rollout, greedy: Array | None) -> Rollout:
+    A greedy answer that could not be graded has reward 0: as a baseline any number will do that no sample has moved.
+    """
+
+    def select(pool: Rollout, greedy: Rollout | None) -> Rollout:
         if greedy is not None:
-            pool = dataclasses.replace(pool, extras={**pool.extras, "greedy_reward": greedy[:, 0]})
+            reward = jnp.where(greedy.valid, greedy.reward, 0)[:, 0]
+            pool = dataclasses.replace(pool, extras={**pool.extras, "greedy_reward": reward})
         chosen = plan.select(pool) if plan else pool
-        prompts = chosen.reward.shape[0]
-        share = jnp.full(prompts, jnp.sum(pool.acted) / prompts)
+        prompts, tokens = chosen.reward.shape[0], masked.count(pool.acted)
+        share = tokens // prompts + (jnp.arange(prompts) < tokens % prompts)  # whole numbers that add up
         return dataclasses.replace(chosen, extras={**chosen.extras, "drawn_tokens": share})
 
     return select
