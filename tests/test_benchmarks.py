@@ -1,0 +1,46 @@
+"""Benchmarks run, and leave no estimator out."""
+
+import importlib
+import json
+import os
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+
+from jaxrl_llm import advantages, losses
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Of the names that `jaxrl_llm.losses` offers, what is no estimator.
+RECORDS = {"Aggregate", "Correction", "Objective", "Penalty", "Surrogate", "Tokens"}
+MEASURES = {"bare_tokens", "effective_positives", "effective_sample_size"}
+
+
+def transforms() -> set[str]:
+    """Files of the rooms of `jaxrl_llm.advantages`: one public function each, of the same name."""
+    rooms = pkgutil.walk_packages(advantages.__path__, f"{advantages.__name__}.")
+    names = {module.name for module in rooms if not module.ispkg}
+    return {name.rpartition(".")[2] for name in names if callable(getattr(*named(name), None))}
+
+
+def named(module: str):
+    """A module and the last part of its name."""
+    return importlib.import_module(module), module.rpartition(".")[2]
+
+
+@pytest.mark.slow
+def test_every_estimator_has_a_row_in_the_benchmark():
+    quick = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "error"}
+    quick["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    command = [sys.executable, str(ROOT / "benchmarks" / "estimators.py"), "--quick"]
+    run = subprocess.run(command, env=quick, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", run.stdout, re.M)
+    assert {name for name, _ in rows} >= transforms() | set(losses.__all__) - RECORDS - MEASURES
+    assert len(rows) == len({name for name, _ in rows})
+    ratios = json.loads(run.stdout.splitlines()[-1])["ratio"]
+    assert {name.partition(".")[2] for name in ratios} == {name for name, _ in rows}
+    assert all(ratio > 0 for ratio in ratios.values())
