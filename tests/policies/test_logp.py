@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from jaxrl_llm.policies import logp as logp_module
-from jaxrl_llm.policies.logp import answer_logp
+from jaxrl_llm.policies.logp import answer_energy, answer_logp, answer_logp_and_kl
 
 P, G, T, V = 2, 3, 7, 97
 
@@ -108,3 +108,84 @@ def test_the_size_check_catches_chunks_whose_logits_are_kept_for_the_backward_pa
 def test_a_chunk_is_never_smaller_than_one_position(case, monkeypatch):
     monkeypatch.setattr(logp_module, "CHUNK_ELEMENTS", 1)
     assert P * G * V <= largest(*case) < P * G * T * V
+
+
+# the divergence of whole distributions, and the energy of tokens
+
+
+def probabilities(policy, params, tokens):
+    """All of them [P G T V], in float64."""
+    prompt, mask, answer, _ = tokens
+    hidden = policy.score(params, policy.prefill(params, prompt, mask), answer)
+    logits = np.asarray(policy.logits(params, hidden), np.float64)
+    odds = np.exp(logits - logits.max(-1, keepdims=True))
+    return odds / odds.sum(-1, keepdims=True)
+
+
+def both(policy, params, tokens):
+    """`answer_logp_and_kl` to another policy, and the gradients of its weighed sum in both sets of parameters."""
+    weights = jax.random.normal(jax.random.key(2), (3, P, G, T))
+
+    def weighed(params, reference):
+        out = answer_logp_and_kl(policy, params, reference, *tokens)
+        return sum(jnp.sum(w * x) for w, x in zip(weights, out, strict=True)), out
+
+    reference = jax.tree.map(lambda x: 0.7 * x, params)
+    (_, out), grads = tiny.jit(jax.value_and_grad(weighed, argnums=(0, 1), has_aux=True))(params, reference)
+    return out, grads, weights, reference
+
+
+def test_the_divergence_is_that_of_whole_distributions(case):
+    policy, params, tokens = case
+    (logp, entropy, divergence), (_, in_reference), _, reference = both(*case)
+    p, q = probabilities(policy, params, tokens), probabilities(policy, reference, tokens)
+    expected = np.where(tokens[3], (p * np.log(p / q)).sum(-1), 0)
+    assert expected.max() > 0.1
+    np.testing.assert_allclose(divergence, expected, atol=1e-5, rtol=1e-4)
+    for ours, alone in zip((logp, entropy), value_and_gradient(*case)[0][1], strict=True):
+        np.testing.assert_allclose(ours, alone, atol=1e-5)
+    assert not any(np.any(np.asarray(x)) for x in jax.tree.leaves(in_reference)), "the reference learns nothing"
+
+
+def test_the_gradient_of_the_divergence_is_that_of_the_plain_sum(case):
+    policy, params, (prompt, mask, answer, acted) = case
+    _, (ours, _), weights, reference = both(*case)
+
+    def logp_of(params):
+        hidden = policy.score(params, policy.prefill(params, prompt, mask), answer)
+        return jax.nn.log_softmax(policy.logits(params, hidden), axis=-1)
+
+    def plain(params):
+        mine, theirs = logp_of(params), logp_of(reference)
+        chosen = jnp.sum(jax.nn.one_hot(answer, V) * mine, axis=-1)
+        entropy, divergence = (jnp.sum(jnp.exp(mine) * x, axis=-1) for x in (-mine, mine - theirs))
+        return jnp.sum(jnp.where(acted, weights[0] * chosen + weights[1] * entropy + weights[2] * divergence, 0))
+
+    expected = tiny.jit(jax.grad(plain))(params)
+    assert max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected)) > 0.1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), ours, expected)
+
+
+def test_the_energy_is_the_squared_norm_of_the_score_in_the_logits(case):
+    """By its formula, and by automatic differentiation of log softmax."""
+    policy, params, tokens = case
+    answer, acted = tokens[2:]
+    energy = tiny.jit(lambda params: answer_energy(policy, params, *tokens))(params)
+    p = probabilities(policy, params, tokens)
+    chosen = np.take_along_axis(p, np.asarray(answer)[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(energy, np.where(acted, 1 - 2 * chosen + (p**2).sum(-1), 0), atol=1e-5)
+    score = jax.vmap(jax.grad(lambda logits, token: jax.nn.log_softmax(logits)[token]))
+    norms = jnp.sum(score(jnp.log(jnp.asarray(p, jnp.float32)).reshape(-1, V), answer.reshape(-1)) ** 2, axis=-1)
+    np.testing.assert_allclose(energy, jnp.where(acted, norms.reshape(P, G, T), 0), atol=1e-5)
+    assert float(jnp.min(jnp.where(acted, energy, 1))) > 0
+
+
+def test_chunks_change_neither_divergence_nor_energy(case, monkeypatch):
+    policy, params, tokens = case
+
+    def run():
+        return both(*case)[:2], tiny.jit(lambda params: answer_energy(policy, params, *tokens))(params)
+
+    whole = run()
+    chunks_of(monkeypatch, 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), run(), whole)
