@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from jaxrl_llm import random
-from jaxrl_llm.random import Stream, answer_keys, epoch_rows, position_keys, stream_key
+from jaxrl_llm.random import (
+    Stream,
+    answer_keys,
+    answer_noise,
+    epoch_rows,
+    position_keys,
+    stream_key,
+    token_noise,
+)
 
 SEEDS = [0, 1, 2, 1234, 2**31 - 1, 2**32 - 1]
 IDS = np.array([0, 1, 2, 3, 63, 64, 1000, 99_999], np.int32)
@@ -32,7 +40,7 @@ def at_all_steps_and_positions(key, answers=4, positions=16):
 
 
 def test_no_two_draws_share_a_key():
-    """Seeds, streams, steps, prompts, answers and positions: 110 592 keys."""
+    """Seeds, streams, steps, prompts, answers and positions: 129 024 keys."""
     streams = jnp.stack([stream_key(seed, stream) for seed in SEEDS for stream in Stream])
     keys = jax.jit(jax.vmap(at_all_steps_and_positions))(streams)
     assert keys.size == len(SEEDS) * len(Stream) * len(STEPS) * len(IDS) * 4 * 16
@@ -108,6 +116,7 @@ def test_streams_keep_their_numbers():
         "ROLLOUT": 3,
         "EVALUATION": 4,
         "SAMPLE": 5,
+        "SELECTION": 6,
     }
 
 
@@ -150,3 +159,37 @@ def test_rows_of_a_traced_step():
 def test_a_batch_larger_than_the_table_is_refused():
     with pytest.raises((ValueError, TypeError, ZeroDivisionError)):
         epoch_rows(ORDER, 0, 11, 10)
+
+
+# noise
+
+
+def noises(seed=3, step=2, ids=range(10, 26), answers=4):
+    """Of answers, and of their five tokens, with the token axis first."""
+    key, ids = stream_key(seed, Stream.SELECTION), jnp.asarray(list(ids))
+    return answer_noise(key, step, ids, answers), jnp.moveaxis(token_noise(key, step, ids, answers, 5), -1, 0)
+
+
+def test_noise_is_uniform_on_the_unit_interval():
+    """A mean of n has deviation √(1/12n), a mean of squares √(4/45n): five of them."""
+    for x in (np.asarray(x).ravel() for x in noises(ids=range(200), answers=16)):
+        assert x.min() >= 0
+        assert x.max() < 1
+        assert len(np.unique(x)) > 0.99 * len(x)
+        assert abs(x.mean() - 1 / 2) < 5 / np.sqrt(12 * len(x))
+        assert abs((x**2).mean() - 1 / 3) < 5 * np.sqrt(4 / 45 / len(x))
+
+
+def test_noise_belongs_to_seed_step_prompt_answer_and_position():
+    whole = noises()
+    order = np.random.default_rng(0).permutation(16)
+    for x, shuffled, fewer in zip(whole, noises(ids=np.arange(10, 26)[order]), noises(answers=2), strict=True):
+        np.testing.assert_array_equal(shuffled, x[..., order, :])
+        np.testing.assert_array_equal(fewer, x[..., :2])
+    for other in (noises(seed=4), noises(step=3), noises(ids=range(30, 46))):
+        for x, y in zip(whole, other, strict=True):
+            assert not np.any(np.asarray(x) == np.asarray(y))
+    key, ids = stream_key(3, Stream.SELECTION), jnp.arange(10, 26)
+    np.testing.assert_array_equal(token_noise(key, 2, ids, 4, 3), jnp.moveaxis(whole[1], 0, -1)[..., :3])
+    everything = np.concatenate([np.ravel(x) for x in whole])
+    assert len(np.unique(everything)) == len(everything), "neither does a token share the number of its answer"
