@@ -119,7 +119,8 @@ def show_recipes(name: tyro.conf.Positional[str] = "") -> None:
 
     from jaxrl_llm.recipe_table import composition, table
 
-    Console(soft_wrap=bool(name)).print(composition(name) if name else table())
+    console = Console(soft_wrap=bool(name))
+    console.print(composition(name) if name else table(console.width))
 
 
 def choices() -> str:

@@ -16,7 +16,7 @@ from jaxrl_llm.types import Task
 # Entries of `Rollout.extras` that the trainer itself can give.
 GIVEN = (
     *("noise", "greedy_reward", "token_energy", "energy", "entropy", "duration", "answer_key"),
-    "component_influence",
+    *("drift", "component_influence"),
 )
 
 

@@ -35,6 +35,12 @@ def duration(learner: Any, params: Any, rollout: Rollout) -> Float[Array, "P G"]
     return masked.count(rollout.acted, axis=-1).astype(jnp.float32)
 
 
+def drift(learner: Any, params: Any, rollout: Rollout) -> Float[Array, " P"]:
+    """0: how far the policy has moved on a prompt since it was last asked is not measured."""
+    del learner, params
+    return jnp.zeros(rollout.prompt_id.shape)
+
+
 def answer_key(learner: Any, params: Any, rollout: Rollout) -> Int[Array, "P G"]:
     """Equal answers of a group have equal keys (the index of the first of them); an empty or invalid one has -1."""
     del learner, params
@@ -51,6 +57,7 @@ MEASURED = {
     "entropy": entropy,
     "duration": duration,
     "answer_key": answer_key,
+    "drift": drift,
 }
 
 

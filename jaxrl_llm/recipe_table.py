@@ -1,5 +1,6 @@
 """The table of recipes and what one of them is made of, for the command line and the README."""
 
+import functools
 import inspect
 
 from rich.console import Group
@@ -14,14 +15,24 @@ from jaxrl_llm.recipes._base import Facts, facts, requirements, unbiased
 COLUMNS = ("name", "paper", "formula", "unbiased?", "needs", "verified how")
 
 
-def rows() -> list[Facts]:
-    """One row a recipe, in alphabetical order."""
-    return [facts(function) for _, function in sorted(spec.public_functions(recipes).items())]
+@functools.cache
+def rows() -> tuple[Facts, ...]:
+    """One row a recipe, in alphabetical order. It takes seconds: the slope of every surrogate is looked at."""
+    return tuple(facts(function) for _, function in sorted(spec.public_functions(recipes).items()))
 
 
-def table() -> Table:
-    """All recipes, for a terminal."""
+def table(width: int) -> Table:
+    """All recipes, for a terminal: a column for each fact where there is room for them, else a line for each."""
+    if width < 150:
+        shown = Table(title="Recipes", show_lines=True, show_header=False)
+        for row in rows():
+            known = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
+            for name, value in zip(COLUMNS[1:], row[1:], strict=True):
+                known.add_row(Text(name, style="dim"), Text(value))
+            shown.add_row(Group(Text(row.name, style="bold"), known))
+        return shown
     shown = Table(*COLUMNS, title="Recipes", show_lines=True, header_style="bold")
+    shown.columns[0].no_wrap = True
     for row in rows():
         shown.add_row(Text(row.name, style="bold"), *map(Text, row[1:]))
     return shown

@@ -9,6 +9,8 @@ from jaxrl_llm.losses.penalties import Penalty
 from jaxrl_llm.losses.ratios import exponential, token_log_ratio
 from jaxrl_llm.losses.tokens import Tokens
 
+ROUNDING = 1e-4  # nats, between the log-probabilities of sampler and learner
+
 Values = Float[Array, "P G T"]
 Where = Bool[Array, "P G T"]
 
@@ -42,7 +44,8 @@ def kl_cov(*, fraction: float = 2e-4, coefficient: float = 1.0) -> Penalty:
     """coefficient · |log π - log μ| at the k = max(⌊fraction · N⌋, 1) tokens of largest covariance (Cui et al., 2025).
 
     The covariance is that of `clip_cov`; ties go by `noise`, so that a batch without credit is not penalised whole.
-    The cost compares with the policy that sampled and needs no reference; at ρ = 1 its derivative is 0. Moving.
+    The cost compares with the policy that sampled and needs no reference. Below 1e-4 nats it counts as 0: the slope of
+    an absolute value would make a gradient of full size out of the sampler's rounding. Moving.
     """
 
     def share(tokens: Tokens) -> Values:
@@ -52,7 +55,7 @@ def kl_cov(*, fraction: float = 2e-4, coefficient: float = 1.0) -> Penalty:
 
     def cost(tokens: Tokens) -> Values:
         x = token_log_ratio(tokens)
-        return jnp.where(x == 0, 0, jnp.abs(x))  # the derivative of abs at 0 is 1 in JAX
+        return jnp.where(jnp.abs(x) > ROUNDING, jnp.abs(x), 0)
 
     return Penalty(cost, coefficient, "loss", uses_reference=False, weight=Correction(share, moving=True))
 

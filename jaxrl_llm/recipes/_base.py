@@ -73,7 +73,8 @@ def facts(function: Callable[..., Recipe]) -> Facts:
     recipe = function()
     return Facts(
         name=function.__name__,
-        paper=first["paper"],
+        # A preset's "paper" is the library and its version.
+        paper=" ".join([*first["title"].partition(" as in ")[2:], first["paper"]]).strip(),
         formula=first["formula"],
         unbiased=unbiased(recipe),
         needs=", ".join(requirements(recipe)) or "-",
@@ -85,8 +86,9 @@ def unbiased(recipe: Recipe) -> str:
     """Whether the first update on a rollout follows the gradient of the expected reward, and if not, what turns it.
 
     "yes", "scaled" (times a known factor), or "no:" and the parts that turn it. Read off the parts: the claim of the
-    advantage, token weights that depend on the length, a surrogate whose slope at π = μ is not the credit, a selection,
-    another reward. Penalties in the loss come on top in any case.
+    advantage, token weights that depend on lengths (of the answer, or of the batch as in a mean over tokens), a
+    surrogate whose slope at π = μ is not the credit, a selection, another reward. Penalties in the loss come on top in
+    any case.
     """
     turning = []
     if recipe.reward is not UNCHANGED:
@@ -95,8 +97,8 @@ def unbiased(recipe: Recipe) -> str:
         turning.append("selection")
     if recipe.advantage.traits.unbiased == "no":
         turning.append("advantage")
-    where = jnp.asarray([[[True, False, False], [True, True, True]]])
-    weights = recipe.objective.aggregate(where)[where]
+    short = jnp.asarray([[[True, False, False], [True, True, True]]])
+    weights = jnp.concatenate([recipe.objective.aggregate(where)[where] for where in (short, jnp.ones_like(short))])
     if float(jnp.max(weights) - jnp.min(weights)) > 1e-6:
         turning.append("lengths")
     if not _slope_is_credit(recipe.objective):
