@@ -43,7 +43,7 @@ def value_network(policy: Policy, *, learning_rate: float, discount: float) -> C
     def loss(params, reference, rollout):
         del reference
         where = rollout.acted & rollout.valid[..., None]
-        ahead = jnp.maximum(jnp.cumsum(rollout.acted[..., ::-1], axis=-1)[..., ::-1] - 1, 0)  # 0 in the padding
+        ahead = jnp.cumsum(rollout.acted[..., ::-1], axis=-1)[..., ::-1] - 1
         reward = jnp.where(rollout.valid, rollout.reward, 0)[..., None]
         error = _read_head(policy, params, rollout) - reward * discount ** ahead.astype(jnp.float32)
         return masked.mean(jnp.square(error) / 2, where)

@@ -150,14 +150,6 @@ def test_invalid_answers_and_padding_teach_a_network_nothing(name):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_without_discounting_ahead_padding_has_no_slope():
-    """0 to the power of a negative number would be infinite."""
-    network = companions.value_network(POLICY, learning_rate=RATE, discount=0.0)
-    (params, _) = tiny.jit(network.learn)(network.init(PARAMS), None, ROLLOUT)
-    assert distance(params, network.init(PARAMS)[0]) > 1e-3
-    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(params))
-
-
 def test_an_update_that_is_not_finite_teaches_nothing():
     """The reward is finite, the square of the gradient is not."""
     start = LEARN["value"](NETWORKS["value"].init(PARAMS), None, ROLLOUT)
