@@ -136,7 +136,7 @@ def _loop(
     reference: Params,
 ) -> TrainState:
     c = programs.config
-    anchor = reference if c.measure_kl or c.recipe.objective.uses_reference else None
+    anchor = reference if c.measure_kl or c.recipe.uses_reference else None
     blocking = must_block(programs.mesh)
     for step in range(int(state.step) + 1, c.steps + 1):
         last = step == c.steps

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 FLAGS = shlex.split("""
-    --task digit_sort,length=2,heldout=20 --recipe grpo,kl_coefficient=0.01 --steps 12 --prompts-per-step 8
+    --task digit_sort,length=2,heldout=20 --steps 12 --prompts-per-step 8
     --answers-per-prompt 4 --epochs 2 --eval-every 4 --eval-problems 16 --eval-samples 2 --checkpoint-every 5
     --samples-every 3 --warmup.max-steps 20 --warmup.batch 16 --warmup.accuracy 1 --model.layers 1 --model.width 16
     --model.heads 2 --model.kv-heads 1 --model.head-size 8 --model.mlp-width 16
@@ -64,18 +64,24 @@ def final_state(out: pathlib.Path) -> dict:
         return jax.tree.map(np.asarray, checkpoints.restore(programs.state_like(), 12))
 
 
+# State beside parameters and moments: a second network with moments of its own; a reference that moves.
+RECIPES = {"a second network": "prime,low=0,high=1", "a moving reference": "t1,kl_coefficient=0.1"}
+
+
 @pytest.mark.slow
-def test_interrupted_killed_and_resumed_is_bit_identical(tmp_path):
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_interrupted_killed_and_resumed_is_bit_identical(recipe, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(start(whole))
-    process = start(broken)
+    method = ("--recipe", recipe)
+    finish(start(whole, *method))
+    process = start(broken, *method)
     stop_at(process, broken, 2, signal.SIGINT)
     text = finish(process, 130)
     assert "--resume goes on from there" in text
-    process = start(broken, "--resume")
+    process = start(broken, "--resume", *method)
     stop_at(process, broken, 8, signal.SIGKILL)
     finish(process, -signal.SIGKILL)
-    finish(start(broken, "--resume"))
+    finish(start(broken, "--resume", *method))
     assert [row["step"] for row in rows(broken)] == list(range(1, 13))
     assert rows(broken) == rows(whole)
     assert (broken / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()

@@ -116,7 +116,7 @@ def others(value):
     if value.isalpha():
         return []
     kind = float if "." in value or "e" in value else int
-    return [str(kind(2 + kind(value))), str(kind(value) / 2), str(kind(value) - 1)]
+    return [str(kind(2 + kind(value))), str(kind(kind(value) / 2)), str(kind(0.9 + 0.1 * kind(value)))]
 
 
 @pytest.mark.parametrize(("module", "name"), SPELLED, ids=[name for _, name in SPELLED])

@@ -97,9 +97,7 @@ def _by_slices(
 
     def one(parts):
         chosen, *states = parts
-        each = [
-            jax.nn.log_softmax(policy.logits(ps, state), axis=-1) for ps, state in zip(params, states, strict=True)
-        ]
+        each = [jax.nn.log_softmax(policy.logits(ps, state), axis=-1) for ps, state in zip(params, states, strict=True)]
         return read(chosen, *each)
 
     def whole(x):

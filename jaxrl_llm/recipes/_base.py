@@ -25,6 +25,7 @@ class Recipe:
     plan       (prompts, answers trained on) -> which are drawn, and how they are chosen from; None: they are the same
     anchor     a `learner.Anchor`, how the reference policy moves; None: it stays
     companion  policy -> `companions.Companion`, a second network that is trained beside the policy; None: there is none
+    reference  the companion is compared with the reference policy
     gives      names of `Rollout.extras` that plan and companion give
     """
 
@@ -35,7 +36,13 @@ class Recipe:
     plan: Callable[[int, int], Plan] | None = None
     anchor: Callable[..., Any] | None = None
     companion: Callable[[Any], Any] | None = None
+    reference: bool = False
     gives: tuple[str, ...] = ()
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether a reference policy must be kept: for a penalty, or for what a second network is compared with."""
+        return self.objective.uses_reference or self.reference
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -138,7 +145,7 @@ def requirements(recipe: Recipe) -> list[str]:
         words.append(f"{plan.answers} answers drawn")
     if plan and plan.prompts > 1:
         words.append(f"{plan.prompts} x the prompts drawn")
-    if recipe.objective.uses_reference:
+    if recipe.uses_reference:
         words.append("moving reference" if recipe.anchor else "reference")
     if recipe.companion is not None:
         words.append("a second network")

@@ -207,6 +207,7 @@ def prime(oversampling: int = 2, low: float = 0.2, high: float = 0.8, reward_lea
         objective=Objective(surrogate=clipped(), aggregate=token_mean()),
         plan=keep,
         companion=process,
+        reference=True,
         gives=("process_score",),
     )
 

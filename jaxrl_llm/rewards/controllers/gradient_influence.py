@@ -18,7 +18,8 @@ def gradient_influence(
     """r = Σₖ wₖ cₖ,  w ← softmax(log w + learning_rate · I / mu),  Iₖ = Σⱼ <gₖ, gⱼ>, j = k included.
 
     gₖ is the gradient with component k as the only reward; extras "component_influence" [K K] holds the inner products,
-    and the new w weighs this batch. `weights` are the first w; they are scaled to sum to one.
+    of more components than weights the first, and the new w weighs this batch. `weights` are the w of the start; they
+    are scaled to sum to one.
 
     w is unchanged where all Iₖ are equal (no gradients; orthogonal gradients of one size) or one is not finite. Adding
     a constant to I changes nothing, and since j = k counts, a component with a larger gradient gains. log w is held at
@@ -34,13 +35,14 @@ def gradient_influence(
         return jnp.log(jnp.asarray([w / sum(weights) for w in weights], jnp.float32))
 
     def update(rollout, log_w):
-        influence = jnp.sum(rollout.extras["component_influence"], axis=-1).astype(jnp.float32)
+        n = len(weights)
+        influence = jnp.sum(rollout.extras["component_influence"][:n, :n], axis=-1).astype(jnp.float32)
         usable = jnp.all(jnp.isfinite(influence)) & jnp.any(influence != influence[:1])
         influence = jnp.where(usable, influence, 0)
         moved = jax.nn.log_softmax(log_w + learning_rate / mu * (influence - jnp.max(influence)))
         moved = jax.nn.log_softmax(jnp.maximum(moved, math.log(floor)))
         log_w = jnp.where(usable, moved, log_w)
-        parts = cleaned(rollout, len(weights)).components[..., : len(weights)]
+        parts = cleaned(rollout, n).components[..., :n]
         scale = jnp.exp(log_w).astype(parts.dtype)[None, None]
         return with_reward(rollout, jnp.sum(parts * scale, axis=-1)), log_w
 
