@@ -32,7 +32,7 @@ setuptools.setup(
     ],
     extras_require={
         "tasks": TASKS,
-        "test": [*TASKS, "beartype>=0.20", "pytest>=8", "ruff>=0.9"],
+        "test": [*TASKS, "beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["jaxrl-llm = jaxrl_llm.cli:main"]},
 )

@@ -42,7 +42,7 @@ def cases(traits):
     if traits.minimum_prompts == 1:
         yield from ((table, 1, 3) for table in sequences())
     if traits.unbiased == "no":  # what looks at right and wrong answers turns nothing where none is right
-        yield from ((Table(table.logits, np.array([[1.0, 0.0], [0.0, 1.0]])), 2, 3) for table in tables(2, 2))
+        yield from ((Table(table.logits, np.array([[1.0, 0.0], [0.0, 1.0]])), 2, 4) for table in tables(2, 2))
 
 
 def within(traits, table):

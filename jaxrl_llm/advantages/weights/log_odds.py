@@ -15,11 +15,14 @@ def log_odds() -> AdvantageTransform:
     """
 
     def fn(advantage, rollout):
-        x, _ = in_units_of_the_largest(advantage, rollout.valid)
+        x, unit = in_units_of_the_largest(advantage, rollout.valid)
         m = masked.mean(x, rollout.valid, axis=-1, keepdims=True)
         wrong = pass_rate(1 - jnp.where(rollout.valid, advantage, 1), rollout.valid)
         mixed = (m > 0) & (wrong > 0)
-        return jnp.where(rollout.valid & mixed, (x - m) / jnp.where(mixed, m * wrong, 1), 0)
+        # The difference in the units that came in: only there is it exactly 0, however a compiler divides.
+        known = jnp.where(rollout.valid, advantage, 0)
+        apart = (known - pass_rate(known, rollout.valid)) / unit
+        return jnp.where(rollout.valid & mixed, apart / jnp.where(mixed, m * wrong, 1), 0)
 
     f_prime = lambda p, g: float(sum((1 - p) ** k + p**k for k in range(g - 1)))  # noqa: E731  (1-pᴳ-qᴳ) / pq
     claim = {"uses_self": True, "minimum_group": 2, "centred": True, "domain": "unit"}

@@ -19,7 +19,10 @@ def maxrl_centred(*, eps: float) -> AdvantageTransform:
         x, unit = in_units_of_the_largest(advantage, rollout.valid)
         mean = masked.mean(x, rollout.valid, axis=-1, keepdims=True)
         divisor = jnp.where(mean > 0, mean + eps / unit, 1)
-        return jnp.where(rollout.valid & (mean > 0), (x - mean) / divisor, 0)
+        # The difference in the units that came in: only there is it exactly 0, however a compiler divides.
+        known = jnp.where(rollout.valid, advantage, 0)
+        apart = (known - masked.mean(known, rollout.valid, axis=-1, keepdims=True)) / unit
+        return jnp.where(rollout.valid & (mean > 0), apart / divisor, 0)
 
     f_prime = lambda p, g: float(sum((1 - p) ** k for k in range(g - 1)))  # noqa: E731  (1 - (1-p)^(G-1)) / p
     claim = {"uses_self": True, "minimum_group": 2, "centred": True, "domain": "unit"}
