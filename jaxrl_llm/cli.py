@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sys
+import textwrap
 from typing import Annotated, Literal
 
 import tyro
@@ -126,8 +127,8 @@ def show_recipes(name: tyro.conf.Positional[str] = "") -> None:
 def choices() -> str:
     """The names that --task, --recipe and --schedule take, and what they are."""
     parts = [
-        f"--recipe NAME[,KEY=VALUE...]: one of {len(recipes.__all__)}; `jaxrl-llm recipes` describes them\n  "
-        + ", ".join(recipes.__all__)
+        f"--recipe NAME[,KEY=VALUE...]: one of {len(recipes.__all__)}; `jaxrl-llm recipes` describes them",
+        textwrap.fill(", ".join(recipes.__all__), 96, initial_indent="  ", subsequent_indent="  "),
     ]
     for flag, module in (("task", tasks), ("schedule", schedules)):
         parts.append(f"--{flag} NAME[,KEY=VALUE...]")
