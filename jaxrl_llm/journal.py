@@ -11,7 +11,7 @@ from jaxrl_llm.evaluate import Evaluator
 from jaxrl_llm.learner import SITES
 from jaxrl_llm.metrics import MetricsLog
 from jaxrl_llm.policies.policy import Params
-from jaxrl_llm.programs import Programs
+from jaxrl_llm.programs import Programs, drawn
 from jaxrl_llm.sharding import fetch
 from jaxrl_llm.tokenizers import decode_answers
 from jaxrl_llm.types import Rollout
@@ -62,7 +62,7 @@ class Journal:
         row |= {f"reward/component/{name}": float(x) for name, x in zip(task.component_names, components, strict=True)}
         row |= {
             "num_tokens": self.tokens,
-            "epoch": step / (len(task.train.prompt) // config.prompts_per_step),
+            "epoch": step / (len(self.programs.agenda.rows) // drawn(config)[0]),
             "perf/step_seconds": seconds,
             "perf/tokens_per_second": tokens / seconds,
         }

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -19,6 +20,7 @@ from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.random import Stream
 from jaxrl_llm.rollouts.generate import Stopping, generate
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
+from jaxrl_llm.rollouts.screening import everything, screened
 from jaxrl_llm.rollouts.select.plan import Plan
 from jaxrl_llm.sharding import born_sharded, by_prompt, fetch, make_mesh, place, prompt_shards, replicated
 from jaxrl_llm.sharding import state_shardings as shardings_of
@@ -40,6 +42,7 @@ class Programs:
         check_batches(config, prompt_shards(self.mesh))
         self.policy = Policy(config.model, self.task.tokenizer.vocab_size)
         self.problems = place(self.task.train, replicated(self.mesh))
+        self.agenda = everything(len(self.task.train.prompt))
         learning_rate = config.schedule.build(config.learning_rate, config.steps * config.epochs)
         recipe = config.recipe
         self.learner = Learner(
@@ -96,6 +99,23 @@ class Programs:
         params = jax.eval_shape(self.fresh_params)
         return abstract(jax.eval_shape(self.learner.init, params), self._shardings(self.learner))
 
+    def screen(self, correct: np.ndarray) -> None:
+        """Keep and order the training problems by which attempts [N S] of the policy before RL were right.
+
+        Once, before the first `sample`. Raises ConfigError where fewer problems stay than a step draws.
+        """
+        recipe = self.config.recipe
+        try:
+            self.agenda = screened(recipe.screening, correct)
+        except ValueError as error:
+            raise ConfigError(f"recipe {recipe.spec}: {error}") from error
+        needed, stay = drawn(self.config)[0], len(self.agenda.rows)
+        if stay < needed:
+            raise ConfigError(
+                f"recipe {recipe.spec} keeps {stay} of {len(correct)} training problems and a step draws {needed}: at "
+                f"most prompts_per_step={stay * self.config.prompts_per_step // needed}"
+            )
+
     def sample(self, params: Params, step: int) -> Rollout:
         """Answers to the prompts of a step (from 1), their grades, and what else of them the recipe needs."""
         rollout, truth = self._sample(params, self.problems, jnp.int32(step))
@@ -124,7 +144,8 @@ class Programs:
     def _sample_step(self, params: Params, problems: Problems, step: Int[Array, ""]) -> tuple[Rollout, Any]:
         c = self.config
         prompts, answers = drawn(c)
-        rows = random.epoch_rows(self._key(Stream.ORDER), step - 1, prompts, len(problems.prompt))
+        agenda = self.agenda
+        rows = agenda.rows[agenda.places(self._key(Stream.ORDER), step - 1, prompts, len(agenda.rows))]
         rows = jax.lax.with_sharding_constraint(rows, by_prompt(self.mesh))
         chosen = jax.tree.map(lambda x: x[rows], problems)
         keys = random.answer_keys(self._key(Stream.ROLLOUT), step, rows, answers)

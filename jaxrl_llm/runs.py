@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from jaxrl_llm.config import Config
 from jaxrl_llm.metrics import RunError, run_folder
 
@@ -70,6 +72,26 @@ def read_summary(folder: pathlib.Path) -> dict[str, Any]:
     """summary.json, or {} before it is written."""
     path = folder / "summary.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_attempts(folder: pathlib.Path, correct: np.ndarray) -> None:
+    """Write which attempts [N S] at the training problems were right, whole or not at all."""
+    draft = folder / "attempts.npy.draft"
+    with draft.open("wb") as file:
+        np.save(file, correct, allow_pickle=False)
+    os.replace(draft, folder / "attempts.npy")
+
+
+def read_attempts(folder: pathlib.Path) -> np.ndarray:
+    """The inverse of `write_attempts`. Raises RunError where the file is absent or damaged."""
+    path = folder / "attempts.npy"
+    try:
+        correct = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    if correct.ndim != 2 or correct.dtype != bool:
+        raise RunError(f"{path} must hold a table of booleans, not {correct.dtype} of shape {correct.shape}")
+    return correct
 
 
 class Stop:

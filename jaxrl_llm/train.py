@@ -7,19 +7,28 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from jaxrl_llm.checkpoint import Checkpoints
 from jaxrl_llm.config import Config
 from jaxrl_llm.display import Progress, before_after_table
-from jaxrl_llm.evaluate import Evaluator, best_constant
+from jaxrl_llm.evaluate import Evaluator, best_constant, right
 from jaxrl_llm.journal import Journal, NonFiniteError
 from jaxrl_llm.learner import TrainState
 from jaxrl_llm.metrics import MetricsLog, read_metrics
 from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.report import write_report
-from jaxrl_llm.runs import check_folder, read_summary, stoppable, write_config, write_json
+from jaxrl_llm.runs import (
+    check_folder,
+    read_attempts,
+    read_summary,
+    stoppable,
+    write_attempts,
+    write_config,
+    write_json,
+)
 from jaxrl_llm.sharding import must_block
 from jaxrl_llm.warmup import warm_up
 
@@ -78,7 +87,7 @@ def train(
         )
         log = stack.enter_context(MetricsLog(folder, (start or 0) if resume else None))
         if start is None:
-            state, reference, summary = _begin(programs, evaluator, progress, stop)
+            state, reference, summary = _begin(programs, evaluator, progress, stop, folder)
             reference_store.save(0, reference)
             reference_store.wait()
             write_json(folder / "summary.json", summary)
@@ -87,6 +96,8 @@ def train(
             state = checkpoints.restore(programs.state_like())
             reference = reference_store.restore(programs.state_like().params)
             summary = read_summary(folder)
+            if config.recipe.screening:
+                programs.screen(read_attempts(folder))
         journal = Journal(programs, log, progress, _tokens_so_far(folder))
         try:
             state = _loop(programs, evaluator, checkpoints, journal, stop, state, reference)
@@ -109,8 +120,10 @@ def train(
     return Result(folder, state.params, summary["before"], after, summary["constant_accuracy"])
 
 
-def _begin(programs: Programs, evaluator: Evaluator, progress: Progress, stop: Any) -> tuple[TrainState, Params, dict]:
-    """Warm up, evaluate, and set up the state of step 0."""
+def _begin(
+    programs: Programs, evaluator: Evaluator, progress: Progress, stop: Any, folder: pathlib.Path
+) -> tuple[TrainState, Params, dict]:
+    """Warm up, evaluate, screen the training problems, and set up the state of step 0."""
     params, outcome = warm_up(programs, evaluator, progress.warmup, lambda: stop.requested is not None)
     if stop.requested:
         raise StoppedError(f"{stop.requested} during warm-up: nothing is saved yet, --resume starts over")
@@ -122,8 +135,30 @@ def _begin(programs: Programs, evaluator: Evaluator, progress: Progress, stop: A
         "constant_answer": constant and constant[1],
         "problems": evaluator.problems,
     }
+    if programs.config.recipe.screening:
+        correct = _attempts(programs, params)
+        programs.screen(correct)
+        write_attempts(folder, correct)
+        summary["screening"] = {
+            "problems": len(programs.agenda.rows),
+            "of": len(correct),
+            "attempts": correct.shape[1],
+            "pass_rate": float(correct.mean()),
+        }
+        progress.show(
+            f"{len(programs.agenda.rows)} of {len(correct)} training problems stay: of {correct.shape[1]} attempts at "
+            f"each, {correct.mean():.1%} were right"
+        )
     # The state is donated step by step; the reference must outlive it.
     return programs.start(programs.learner, params), jax.tree.map(lambda x: x.copy(), params), summary
+
+
+def _attempts(programs: Programs, params: Params) -> np.ndarray:
+    """Which answers of the policy before RL to all training problems are right [N S], sampled as in training."""
+    config = programs.config
+    table = len(config.task.train.prompt)
+    sampler = Evaluator(programs.policy, config.task, programs.mesh, config.seed, table, 1, split="train")
+    return right(sampler.decode(params, 0, config.recipe.screening.attempts, config.sampling)[1])
 
 
 def _loop(

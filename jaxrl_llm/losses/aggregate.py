@@ -69,6 +69,21 @@ def prompt_mean() -> Aggregate:
     return weights
 
 
+def prompt_answer_sum() -> Aggregate:
+    """w = 1 / (answers of the prompt · prompts): `answer_sum` inside each prompt, then the mean over prompts.
+
+    Where prompts have unequal numbers of answers every prompt still weighs the same (GVM-RAFT, arXiv 2505.02391). A
+    prompt without an answer counts for nothing, neither above nor below the line. Equal numbers: `answer_sum`.
+    """
+
+    def weights(where: Where) -> Weights:
+        answers = jnp.sum(jnp.any(where, axis=-1), axis=1)[:, None, None]
+        prompts = jnp.maximum(jnp.sum(answers > 0), 1)
+        return where / (jnp.maximum(answers, 1) * prompts).astype(jnp.float32)
+
+    return weights
+
+
 def variance_reduced_length(*, alpha: float) -> Aggregate:
     """w_i = L_i^-α / (mean_j L_j^-α · answers), the mean over the answers of the group (VL-Norm, arXiv 2509.07558).
 

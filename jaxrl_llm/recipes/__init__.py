@@ -27,6 +27,12 @@ from jaxrl_llm.recipes.classic import (
     reinforce,
     rloo,
 )
+from jaxrl_llm.recipes.data import (
+    gvm_raft,
+    rif_rft,
+    sari,
+    vip,
+)
 from jaxrl_llm.recipes.objectives import (
     clip_cov_grpo,
     dapo,
@@ -134,6 +140,7 @@ __all__ = [
     "gspo_as_in_verl",
     "gspo_grpo",
     "gui_g1",
+    "gvm_raft",
     "hypervolume_weighting",
     "icepop",
     "kl_cov_grpo",
@@ -170,6 +177,7 @@ __all__ = [
     "reinforce_pp_baseline_as_in_verl",
     "remax",
     "reroll",
+    "rif_rft",
     "rloo",
     "rloo_as_in_trl",
     "rloo_as_in_verl",
@@ -177,6 +185,7 @@ __all__ = [
     "rloo_james_stein",
     "rloo_shrunk",
     "sapo_grpo",
+    "sari",
     "simplerl_zoo",
     "snis",
     "spo",
@@ -186,6 +195,7 @@ __all__ = [
     "tis_grpo",
     "topr_reinforce",
     "vespo_reinforce",
+    "vip",
     "vl_norm",
     "w_reinforce",
 ]

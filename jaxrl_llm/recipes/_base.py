@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxrl_llm.advantages import AdvantageTransform
 from jaxrl_llm.losses import Objective, bare_tokens
 from jaxrl_llm.rewards._base import RewardTransform, identity
+from jaxrl_llm.rollouts.screening import Screening
 from jaxrl_llm.rollouts.select.plan import Plan
 
 UNCHANGED = identity()
@@ -22,6 +23,7 @@ class Recipe:
     """A method: how rewards become credit [P G T], and what is maximised with it. `spec` is its spelling.
 
     reward     what is done to graded rewards first
+    screening  which training problems are kept, in which order, by the pass rates before RL; None: all, uniformly
     plan       (prompts, answers trained on) -> which are drawn, and how they are chosen from; None: they are the same
     anchor     a `learner.Anchor`, how the reference policy moves; None: it stays
     companion  policy -> `companions.Companion`, a second network that is trained beside the policy; None: there is none
@@ -33,6 +35,7 @@ class Recipe:
     advantage: AdvantageTransform
     objective: Objective
     reward: RewardTransform = UNCHANGED
+    screening: Screening | None = None
     plan: Callable[[int, int], Plan] | None = None
     anchor: Callable[..., Any] | None = None
     companion: Callable[[Any], Any] | None = None
@@ -94,12 +97,14 @@ def unbiased(recipe: Recipe) -> str:
 
     "yes", "scaled" (times a known factor), or "no:" and the parts that turn it. Read off the parts: the claim of the
     advantage, token weights that depend on lengths (of the answer, or of the batch as in a mean over tokens), a
-    surrogate whose slope at π = μ is not the credit, a selection, another reward. Penalties in the loss come on top in
-    any case.
+    surrogate whose slope at π = μ is not the credit, problems that are left out or come first, a selection, another
+    reward. Penalties in the loss come on top in any case.
     """
     turning = []
     if recipe.reward is not UNCHANGED:
         turning.append("reward")
+    if recipe.screening is not None:
+        turning.append("problems")
     if recipe.plan is not None:
         turning.append("selection")
     if recipe.advantage.traits.unbiased == "no":
@@ -140,6 +145,8 @@ def requirements(recipe: Recipe) -> list[str]:
         words.append(f"P >= {traits.minimum_prompts}")
     if recipe.reward.components > 1:
         words.append(f"{recipe.reward.components} reward components")
+    if recipe.screening is not None:
+        words.append(f"{recipe.screening.attempts} attempts at each problem before RL")
     plan = recipe.plan and recipe.plan(64, 8)
     if plan and plan.answers:
         words.append(f"{plan.answers} answers drawn")

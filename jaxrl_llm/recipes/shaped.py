@@ -12,6 +12,8 @@ from jaxrl_llm.rewards.transforms.conciseness import conciseness
 from jaxrl_llm.rewards.transforms.formats import additive_format, gated_format, simplerl_independent
 from jaxrl_llm.rewards.transforms.shortest_correct import shortest_correct_bonus
 from jaxrl_llm.rewards.transforms.weighted_components import weighted_components
+from jaxrl_llm.rollouts.curriculum import easy_to_hard
+from jaxrl_llm.rollouts.screening import Screening
 from jaxrl_llm.rollouts.select.dynamic_sampling import dynamic_sampling
 from jaxrl_llm.rollouts.select.plan import Plan
 
@@ -62,8 +64,13 @@ def simplerl_zoo(independent: bool = False, kl_coefficient: float = 1e-3, entrop
     )
 
 
-def observe_r1(sigma: float = 1.8, bonus: float = 0.2, longer_than: int = 100, format_weight: float = 0.5) -> Recipe:
+def observe_r1(
+    sigma: float = 1.8, bonus: float = 0.2, longer_than: int = 100, format_weight: float = 0.5, ladder: int = 0
+) -> Recipe:
     """Observe-R1 (arXiv 2505.12432): right + form + bonus of the shortest, GRPO's credit times 4σ d(1-d).
+
+    ladder   attempts at each problem before RL, by which easy problems come first; 0: uniform order. Its smoothing, a
+             tenth of the table, is unverified: it is known second-hand only.
 
     Verified: both goldens; the trap of all-wrong groups.
     """
@@ -74,6 +81,7 @@ def observe_r1(sigma: float = 1.8, bonus: float = 0.2, longer_than: int = 100, f
         advantage=per_token(credit),
         objective=Objective(surrogate=clipped(), aggregate=answer_mean()),
         reward=reward,
+        screening=Screening(attempts=ladder, order=lambda rate: easy_to_hard(rate, width=0.1)) if ladder else None,
     )
 
 

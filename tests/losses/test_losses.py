@@ -22,6 +22,7 @@ from jaxrl_llm.losses import (
     fixed_divisor,
     k3,
     kl,
+    prompt_answer_sum,
     prompt_mean,
     reinforce,
     token_mean,
@@ -33,6 +34,7 @@ AGGREGATES = {
     "answer_mean": answer_mean(),
     "answer_sum": answer_sum(),
     "fixed_divisor": fixed_divisor(divisor=4.0),
+    "prompt_answer_sum": prompt_answer_sum(),
     "prompt_mean": prompt_mean(),
     "variance_reduced_length": variance_reduced_length(alpha=1.0),
 }
@@ -62,6 +64,7 @@ def random_batch(seed=0, prompts=8, group=3, length=5):
 @pytest.mark.parametrize("shape", [(3, 1, 4), (1, 3, 4)])
 def test_goldens_of_peers_that_drop_fully_masked_rows(name, shape):
     golden = {"token_mean": 3.5, "answer_mean": 4.0, "answer_sum": 10.5, "fixed_divisor": 2.625}
+    golden |= {"prompt_answer_sum": 10.5}
     # Of three prompts, and of one: lengths 4 and 2 weigh 1/4 and 1/2, by their mean 3/8 and by 2 answers 1/3 and 2/3.
     golden |= {"prompt_mean": 4.0, "variance_reduced_length": 10.5} if shape[0] == 3 else {}
     golden |= {"prompt_mean": 3.5, "variance_reduced_length": 10 / 3 + 11 * 2 / 3} if shape[0] == 1 else {}
@@ -94,6 +97,15 @@ def test_trap_the_bnpo_of_trl_is_a_token_mean():
     """loss_type="bnpo" divides by the active tokens; it is an aggregation and no Beta normalisation of credit."""
     peer = np.sum(LOSSES * MASK) / np.sum(MASK)
     np.testing.assert_allclose(np.sum(token_mean()(jnp.asarray(MASK[:, None])) * LOSSES[:, None]), peer, rtol=1e-6)
+
+
+def test_prompts_of_unequal_numbers_of_answers_weigh_the_same():
+    """Two answers, one, and none: 1/4 and 1/2 of an answer's sum, where `answer_sum` gives each answer a third."""
+    answers = np.array([[1, 1], [0, 1], [0, 0]], bool)
+    where = jnp.asarray(np.repeat(answers[..., None], 3, axis=-1))
+    weights = np.asarray(prompt_answer_sum()(where))
+    np.testing.assert_allclose(weights[..., 0], [[1 / 4, 1 / 4], [0, 1 / 2], [0, 0]], rtol=1e-7)
+    np.testing.assert_array_equal(prompt_answer_sum()(where[:1]), answer_sum()(where[:1]))
 
 
 def test_the_weights_of_lengths():

@@ -26,7 +26,10 @@ EXTRAS = {"energy": (3,), "token_energy": (3, 2), "value": (3, 2), "noise": (3,)
 PLAIN = {
     name: recipe
     for name, recipe in ((name, function()) for name, function in RECIPES.items())
-    if recipe.plan is None and recipe.reward is _base.UNCHANGED and recipe.companion is None
+    if recipe.plan is None
+    and recipe.screening is None
+    and recipe.reward is _base.UNCHANGED
+    and recipe.companion is None
 }
 
 

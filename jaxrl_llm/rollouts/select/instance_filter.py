@@ -1,10 +1,7 @@
-"""Leave problems out of a split by how often they were solved. Done once, on the host, before training."""
+"""Which problems, or prompts of a step, stay, by how often they were solved."""
 
-import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
-
-from jaxrl_llm.types import Problems
 
 
 def solvable(correct: Bool[Array | np.ndarray, "N S"], at_least: int = 1) -> Bool[Array | np.ndarray, " N"]:
@@ -25,11 +22,3 @@ def in_band(rate: Float[Array | np.ndarray, " N"], low: float, high: float) -> B
     high = 5/8 (unverified: known second-hand).
     """
     return (rate >= low) & (rate <= high)
-
-
-def keep_rows(problems: Problems, keep: Bool[Array | np.ndarray, " N"]) -> Problems:
-    """The rows of a split that are marked, in their order. Raises ValueError where none is."""
-    rows = np.flatnonzero(np.asarray(keep))
-    if not len(rows):
-        raise ValueError("no problem is left: the filter refuses every row")
-    return jax.tree.map(lambda leaf: leaf[rows], problems)

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from select_pools import chance, check_fields, kept, labels, pool_of
 
-from jaxrl_llm.rollouts.select.allocation import gvm, gvm_allocation, neyman, whole_numbers
+from jaxrl_llm.rollouts.select.allocation import gvm, gvm_allocation, neyman, neyman_allocation, whole_numbers
 
 # GVM @ d640a75: five prompts by its formulas.
 NORM = jnp.array([1.0, 1, 1, 2, 0])
@@ -155,6 +155,19 @@ def test_first_answers_set_the_budget_and_the_others_are_kept_in_order():
     narrow = jax.jit(gvm_allocation(2, 5, 2, 0.5))(pool)
     assert numbers(narrow.extras["budget"]) == [2, 3, 0]
     assert kept(narrow) == [[2, 3], [2, 3], []]
+
+
+def test_uncertain_prompts_get_more_and_a_floor_keeps_the_others():
+    """Rates 1/2, 1/4, 0 of four first answers: spreads 1/2, 0.433, 0 of ten are 5.36, 4.64, 0; with 1/4 for all three
+    4.46, 4.06, 1.49 become 5, 4, 1, as the sum wants one more at the largest residual."""
+    first = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], np.float32)
+    pool = pool_of(np.concatenate([first, np.ones((3, 6), np.float32)], axis=1))
+    out = jax.jit(neyman_allocation(4, 10, 6, 0))(pool)
+    assert numbers(out.extras["budget"]) == [5, 5, 0]
+    assert kept(out) == [[4, 5, 6, 7, 8], [4, 5, 6, 7, 8], []]
+    check_fields(pool, out)
+    share = np.array([0.5, 3**0.5 / 4, 0]) + 0.25
+    assert numbers(jax.jit(neyman_allocation(4, 10, 6, 0.25))(pool).extras["budget"]) == one_at_a_time(share, 10)
 
 
 def test_energy_is_that_of_accepted_first_answers():

@@ -7,8 +7,7 @@ import pytest
 from jaxrl_llm.advantages._base import apply
 from jaxrl_llm.advantages.baselines.group_mean import group_mean
 from jaxrl_llm.advantages.baselines.leave_one_out import leave_one_out
-from jaxrl_llm.rollouts.select.instance_filter import in_band, keep_rows, solvable
-from jaxrl_llm.types import Problems
+from jaxrl_llm.rollouts.select.instance_filter import in_band, solvable
 
 
 @pytest.mark.parametrize("of", [jnp.asarray, np.asarray])
@@ -26,26 +25,6 @@ def test_solvable_counts_right_attempts(of):
 def test_bands_hold_their_ends(of, attempts, low, high, expected):
     rate = of(np.arange(attempts + 1, dtype=np.float32) / np.float32(attempts))
     np.testing.assert_array_equal(np.flatnonzero(in_band(rate, low, high)), list(expected))
-
-
-def test_rows_keep_their_order_and_every_field():
-    row = jnp.arange(4)
-    problems = Problems(
-        prompt=row[:, None] + 10,
-        prompt_mask=jnp.ones((4, 1), bool),
-        solution=row[:, None] + 20,
-        solution_mask=jnp.asarray([[True], [False], [True], [False]]),
-        truth={"sum": row + 30, "digits": row[:, None, None] + 40},
-    )
-    out = keep_rows(problems, jnp.asarray([False, True, True, False]))
-    assert out.prompt.tolist() == [[11], [12]]
-    assert out.solution.tolist() == [[21], [22]]
-    assert out.solution_mask.tolist() == [[False], [True]]
-    assert out.prompt_mask.tolist() == [[True], [True]]
-    assert out.truth["sum"].tolist() == [31, 32]
-    assert out.truth["digits"].tolist() == [[[41]], [[42]]]
-    with pytest.raises(ValueError, match="no problem is left"):
-        keep_rows(problems, np.zeros(4, bool))
 
 
 def test_unsolvable_problems_have_no_centred_gradient_but_a_sampled_one_under_negative_credit():
