@@ -29,6 +29,7 @@ from jaxrl_llm.recipes.classic import (
 )
 from jaxrl_llm.recipes.data import (
     gvm_raft,
+    reinforce_ada_est,
     rif_rft,
     sari,
     vip,
@@ -169,6 +170,7 @@ __all__ = [
     "red_weight",
     "reinforce",
     "reinforce_ada",
+    "reinforce_ada_est",
     "reinforce_energy",
     "reinforce_pp",
     "reinforce_pp_as_in_openrlhf",

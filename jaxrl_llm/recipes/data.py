@@ -1,12 +1,13 @@
 """Methods that differ in the data: which problems are asked, in which order, and how many answers each gets."""
 
 from jaxrl_llm.advantages import chain, group_mean, group_std, leave_one_out, per_token
+from jaxrl_llm.advantages.baselines.pool_root_rate import pool_root_rate
 from jaxrl_llm.advantages.weights.maxrl_raw import maxrl_raw
-from jaxrl_llm.losses import Objective, answer_mean, clipped, prompt_answer_sum, reinforce
+from jaxrl_llm.losses import Objective, answer_mean, clipped, prompt_answer_sum, reinforce, token_mean
 from jaxrl_llm.recipes._base import Recipe, called
 from jaxrl_llm.rollouts.curriculum import easy_to_hard, hard_to_easy, near_half
 from jaxrl_llm.rollouts.screening import Screening
-from jaxrl_llm.rollouts.select.allocation import gvm_allocation, neyman_allocation
+from jaxrl_llm.rollouts.select.allocation import estimated_allocation, gvm_allocation, neyman_allocation
 from jaxrl_llm.rollouts.select.instance_filter import solvable
 from jaxrl_llm.rollouts.select.plan import Plan
 
@@ -92,6 +93,27 @@ def vip(first: int = 8, most: int = 4, floor: float = 0.05) -> Recipe:
         objective=Objective(surrogate=reinforce(), aggregate=prompt_answer_sum()),
         plan=plan,
         gives=("budget",),
+    )
+
+
+def reinforce_ada_est(first: int = 4, least: int = 4, most: int = 32, eps: float = 1e-2) -> Recipe:
+    """Ada-Est (arXiv 2510.04996): (r - m)/√(m + eps) on n ∝ 1/√(p + eps) answers a prompt, which together ascend log p.
+
+    p is the rate of the `first` answers to each prompt, which are not trained on; a prompt gets G others on the average.
+    first, least, most and eps: unverified, the paper's own estimate of p and its bounds are known second-hand.
+
+    Verified: budgets by a numeric search; the credit by exact enumeration.
+    """
+    plan = lambda prompts, answers: Plan(  # noqa: E731
+        select=estimated_allocation(first, prompts * answers, min(least, answers), max(most, answers), eps),
+        answers=first + max(most, answers),
+    )
+    return Recipe(
+        spec=called(reinforce_ada_est, locals()),
+        advantage=per_token(pool_root_rate(eps=eps)),
+        objective=Objective(surrogate=clipped(high=0.28, dual=10.0), aggregate=token_mean()),
+        plan=plan,
+        gives=("budget", "pool_mean"),
     )
 
 

@@ -41,7 +41,7 @@ def sampled(model):
     return decode(*model, PROMPT, MASK, keys_of(), PLAIN, STOPPING)
 
 
-def equal(a, b):
+def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
@@ -115,12 +115,12 @@ def test_stopping_early_changes_not_one_bit(model, sampled):
         outs.append(jax.block_until_ready(decode(policy, model[1], PROMPT[rows], MASK[rows], keys, PLAIN, stopping)))
         jax.effects_barrier()
         assert Counted.steps == steps
-    equal(*outs)
+    assert_same(*outs)
 
 
 def test_neither_the_order_nor_the_size_of_a_batch_changes_a_sample(model, sampled):
     order = np.asarray([2, 0, 3, 1])
-    equal(decode(*model, PROMPT[order], MASK[order], keys_of(rows=order), PLAIN, STOPPING), cut(sampled, order))
+    assert_same(decode(*model, PROMPT[order], MASK[order], keys_of(rows=order), PLAIN, STOPPING), cut(sampled, order))
     for half in (slice(0, 2), slice(2, 4)):
         rows = range(P)[half]
         part = decode(*model, PROMPT[half], MASK[half], keys_of(rows=rows), PLAIN, STOPPING)
@@ -166,7 +166,7 @@ def test_truncation_and_temperature_part_the_two_log_probabilities(model):
 
 def test_greedy_answers_need_no_key_and_are_certain(model):
     out = decode(*model, PROMPT, MASK, keys_of(), GREEDY, STOPPING)
-    equal(out, decode(*model, PROMPT, MASK, keys_of(step=7), GREEDY, STOPPING))
+    assert_same(out, decode(*model, PROMPT, MASK, keys_of(step=7), GREEDY, STOPPING))
     np.testing.assert_array_equal(out.behaviour_logp, np.zeros((P, G, T)))
     np.testing.assert_array_equal(out.answer[:, 1:], out.answer[:, :-1])
     np.testing.assert_array_equal(out.answer[2], out.answer[3])

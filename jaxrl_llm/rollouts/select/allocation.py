@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrl_llm import masked
 from jaxrl_llm.rollouts.select._gather import first_of, take_answers, with_extras
+from jaxrl_llm.rollouts.select.budget import estimated_budget
 from jaxrl_llm.rollouts.select.plan import Select
 from jaxrl_llm.types import Rollout
 
@@ -135,6 +136,23 @@ def neyman_allocation(first: int, total: int, width: int, floor: float | int) ->
         return neyman(jnp.sqrt(rate * (1 - rate)) + floor, total, jnp.any(seen, axis=-1))
 
     return _by_the_first(first, width, numbers)
+
+
+def estimated_allocation(first: int, total: int, least: int, most: int, eps: float) -> Select:
+    """[P N T] -> [P most T]: as `gvm_allocation`, with n ∝ 1/sqrt(p + eps) between `least` and `most` (Ada-Est).
+
+    p is the mean reward of the first answers, see `estimated_budget`; extras["pool_mean"] [P] is that of the kept ones.
+    """
+
+    def numbers(pool: Rollout, seen: Bool[Array, "P N"]) -> Int[Array, " P"]:
+        rate = jnp.clip(masked.mean(pool.reward.astype(jnp.float32), seen, axis=-1), 0, 1)
+        return estimated_budget(rate, least, most, total, eps)
+
+    def select(pool: Rollout) -> Rollout:
+        kept = _by_the_first(first, most, numbers)(pool)
+        return with_extras(kept, pool_mean=masked.mean(kept.reward, kept.valid, axis=-1))
+
+    return select
 
 
 def _by_the_first(first: int, width: int, numbers: Callable[[Rollout, Array], Array]) -> Select:

@@ -60,7 +60,7 @@ def kept(rollout):
     return [row[ok].tolist() for row, ok in zip(places, valid, strict=True)]
 
 
-def check_fields(pool, rollout):
+def assert_fields_of_the_pool(pool, rollout):
     """Every field of a row that is kept is that of one answer of the pool, extras included."""
     pool, rollout = (jax.tree.map(np.asarray, x) for x in (pool, rollout))
     p, rows = np.nonzero(rollout.valid)

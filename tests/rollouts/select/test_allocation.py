@@ -5,9 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from select_pools import chance, check_fields, kept, labels, pool_of
+from select_pools import assert_fields_of_the_pool, chance, kept, labels, pool_of
 
-from jaxrl_llm.rollouts.select.allocation import gvm, gvm_allocation, neyman, neyman_allocation, whole_numbers
+from jaxrl_llm.rollouts.select.allocation import (
+    estimated_allocation,
+    gvm,
+    gvm_allocation,
+    neyman,
+    neyman_allocation,
+    whole_numbers,
+)
 
 # GVM @ d640a75: five prompts by its formulas.
 NORM = jnp.array([1.0, 1, 1, 2, 0])
@@ -151,7 +158,7 @@ def test_first_answers_set_the_budget_and_the_others_are_kept_in_order():
     out = jax.jit(gvm_allocation(2, 5, 4, 0.5))(pool)
     assert numbers(out.extras["budget"]) == [2, 3, 0]
     assert kept(out) == [[2, 3], [2, 3, 4], []]
-    check_fields(pool, out)
+    assert_fields_of_the_pool(pool, out)
     narrow = jax.jit(gvm_allocation(2, 5, 2, 0.5))(pool)
     assert numbers(narrow.extras["budget"]) == [2, 3, 0]
     assert kept(narrow) == [[2, 3], [2, 3], []]
@@ -165,9 +172,21 @@ def test_uncertain_prompts_get_more_and_a_floor_keeps_the_others():
     out = jax.jit(neyman_allocation(4, 10, 6, 0))(pool)
     assert numbers(out.extras["budget"]) == [5, 5, 0]
     assert kept(out) == [[4, 5, 6, 7, 8], [4, 5, 6, 7, 8], []]
-    check_fields(pool, out)
+    assert_fields_of_the_pool(pool, out)
     share = np.array([0.5, 3**0.5 / 4, 0]) + 0.25
     assert numbers(jax.jit(neyman_allocation(4, 10, 6, 0.25))(pool).extras["budget"]) == one_at_a_time(share, 10)
+
+
+def test_rare_successes_get_more_within_bounds_and_the_mean_is_that_of_kept_answers():
+    """Rates 1, 1/4, 0 of four first answers, 1/sqrt(p + 0.01) = 1, 1.96, 10: the last is cut to 6, the others share 6
+    as 2.03 and 3.97."""
+    first = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]], np.float32)
+    later = np.array([[1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]], np.float32)
+    pool = pool_of(np.concatenate([first, later], axis=1))
+    out = jax.jit(estimated_allocation(4, 12, 1, 6, 0.01))(pool)
+    assert numbers(out.extras["budget"]) == [2, 4, 6]
+    assert kept(out) == [[4, 5], [4, 5, 6, 7], [4, 5, 6, 7, 8, 9]]
+    np.testing.assert_allclose(out.extras["pool_mean"], [1 / 2, 3 / 4, 1 / 6], rtol=1e-6)
 
 
 def test_energy_is_that_of_accepted_first_answers():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from select_pools import chance, check_fields, kept, labels, pool_of, weight
+from select_pools import assert_fields_of_the_pool, chance, kept, labels, pool_of, weight
 
 from jaxrl_llm.advantages._base import apply
 from jaxrl_llm.advantages.baselines.group_mean import group_mean
@@ -45,7 +45,7 @@ def test_max_variance_is_the_best_of_all_subsets(keep):
         if places:
             best = max(np.var(r[list(subset)]) for subset in itertools.combinations(there, len(places)))
             assert np.var(r[places]) == pytest.approx(best, rel=1e-5)
-    check_fields(pool, out)
+    assert_fields_of_the_pool(pool, out)
 
 
 def test_max_variance_takes_the_fewest_high_ones_of_ties_in_any_dtype():
@@ -66,7 +66,7 @@ def test_extremes_are_both_ends_of_the_order(keep):
         order = [i for i in np.argsort(r) if v[i]]
         ends = order if len(order) <= keep else order[: keep // 2] + order[-(keep - keep // 2) :]
         assert places == ends
-    check_fields(pool, out)
+    assert_fields_of_the_pool(pool, out)
 
 
 def test_extremes_count_the_earlier_of_equals_as_lower():
@@ -101,7 +101,7 @@ def test_random_subsets_are_equally_likely_and_valid():
     pool = pool_of(np.zeros((1, 4), np.float32), valid, noise=noise)
     out = jax.jit(keep_random(3))(pool)
     assert kept(out) == [[2, 0]]
-    check_fields(pool, out)
+    assert_fields_of_the_pool(pool, out)
 
 
 def test_oversampling_then_the_first_answers_is_the_ordinary_group():
@@ -146,7 +146,7 @@ def test_one_pair_carries_the_credit_of_the_whole_group(right):
     reward = np.where(np.arange(4) < right, 1.0, -1.0)
     pool = orders_of(reward)
     out = jax.jit(keep_one_pair(0.0))(pool)
-    check_fields(pool, out)
+    assert_fields_of_the_pool(pool, out)
     if right in (0, 4):
         assert kept(out) == [[]] * 24
         return

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from select_pools import chance, check_fields, kept, labels, pool_of, weight
+from select_pools import assert_fields_of_the_pool, chance, kept, labels, pool_of, weight
 
 from jaxrl_llm.advantages._base import apply
 from jaxrl_llm.advantages.baselines.group_mean import group_mean
@@ -32,7 +32,7 @@ def test_first_mixed_groups_in_order_and_invalid_rows_where_there_are_fewer():
         assert prompts_kept(out) == expected
         assert out.answer.shape == (wanted, 3, pool.answer.shape[2])
         assert kept(out) == [[0, 1, 2]] * len(expected) + [[]] * (wanted - len(expected))
-        check_fields(pool, out)
+        assert_fields_of_the_pool(pool, out)
     with pytest.raises(ValueError, match="cannot keep 7 of 6"):
         dynamic_sampling(7)(pool)
 
@@ -108,7 +108,7 @@ def test_the_first_mixed_block_else_the_last():
     select = jax.jit(reroll_until_mixed(2))
     out = select(pool)
     assert kept(out) == [[2, 3], [4, 5], [0, 1]]
-    check_fields(pool, out)
+    assert_fields_of_the_pool(pool, out)
     valid[0, 2] = valid[2, :2] = False  # a group with one valid answer is not mixed
     assert kept(select(pool_of(reward, valid))) == [[4, 5], [4, 5], [2, 3]]
     with pytest.raises(ValueError, match="groups of 4"):

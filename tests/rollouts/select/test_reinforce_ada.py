@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from select_pools import chance, check_fields, kept, labels, pool_of, weight
+from select_pools import assert_fields_of_the_pool, chance, kept, labels, pool_of, weight
 
 from jaxrl_llm.advantages._base import apply
 from jaxrl_llm.advantages.baselines.group_mean import group_mean
@@ -78,7 +78,7 @@ def test_selector_is_the_sequential_sampler(name):
     np.testing.assert_allclose(out.extras["pool_std"], [e[2] for e in expected], rtol=1e-5)
     np.testing.assert_array_equal(out.extras["drawn"], [e[3] for e in expected])
     assert {e[3] for e in expected} >= {0, 1, 8, 32}, "the pools leave out a case"
-    check_fields(pool, out)
+    assert_fields_of_the_pool(pool, out)
 
 
 COUNTS = np.array(list(itertools.product(range(9), repeat=4)))
