@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from learners import close, compiled, distance, learner, same
+from learners import assert_close, assert_same, compiled, distance, learner
 
 from jaxrl_llm import companions, recipes
 from jaxrl_llm.advantages import at_end, chain, no_baseline
@@ -118,8 +118,8 @@ def test_the_loss_of_the_implicit_reward_by_hand():
         total = jnp.sum(jnp.where(WHERE, logp, 0), axis=-1)
         return -jnp.sum(jnp.where(ROLLOUT.valid, 0.5 * (RIGHT - 0.5) * total, 0)) / jnp.sum(ROLLOUT.valid)
 
-    close(first_gradient("process_score", reference=PARAMS), jax.grad(plain)(PARAMS))
-    close(first_gradient("process_score", reference=None), jax.grad(plain)(PARAMS))
+    assert_close(first_gradient("process_score", reference=PARAMS), jax.grad(plain)(PARAMS))
+    assert_close(first_gradient("process_score", reference=None), jax.grad(plain)(PARAMS))
 
 
 @pytest.mark.parametrize("name", ["token_score", "process_score"])
@@ -145,7 +145,7 @@ def test_invalid_answers_and_padding_teach_a_network_nothing(name):
     start = NETWORKS[name].init(PARAMS)
     clean, dirty = (LEARN[name](start, None, batch) for batch in (ROLLOUT, soiled))
     assert distance(clean[0], start[0]) > 1e-3
-    same(clean, dirty)
+    assert_same(clean, dirty)
     ours, theirs = (jnp.where(WHERE, READ[name](clean, None, batch)[name], 0) for batch in (ROLLOUT, soiled))
     np.testing.assert_array_equal(ours, theirs)
 
@@ -154,7 +154,7 @@ def test_an_update_that_is_not_finite_teaches_nothing():
     """The reward is finite, the square of the gradient is not."""
     start = LEARN["value"](NETWORKS["value"].init(PARAMS), None, ROLLOUT)
     huge = dataclasses.replace(ROLLOUT, reward=ROLLOUT.reward * 1e30)
-    same(LEARN["value"](start, None, huge), start)
+    assert_same(LEARN["value"](start, None, huge), start)
 
 
 # in the learner
@@ -175,7 +175,7 @@ def test_answers_are_read_before_anything_is_learned_from_them():
     mean = jnp.sum(jnp.where(WHERE, value, 0), axis=-1) / jnp.maximum(jnp.sum(WHERE, axis=-1), 1)
     assert float(jnp.max(jnp.abs(mean))) > 1e-3
     np.testing.assert_allclose(credit, reward - mean, atol=1e-6)
-    close(first.companion, tiny.jit(CRITIC.learn)(CRITIC.init(PARAMS), None, ROLLOUT))
+    assert_close(first.companion, tiny.jit(CRITIC.learn)(CRITIC.init(PARAMS), None, ROLLOUT))
 
 
 def test_a_refused_batch_teaches_a_network_nothing(tmp_path):
@@ -185,10 +185,10 @@ def test_a_refused_batch_teaches_a_network_nothing(tmp_path):
     for rollout in (ROLLOUT, nan_logp, ROLLOUT):
         states.append(run(states[-1], None, rollout)[0])
     assert [int(state.streak) for state in states] == [0, 0, 1, 0]
-    same(states[2].companion, states[1].companion)
+    assert_same(states[2].companion, states[1].companion)
     assert distance(states[3].companion, states[1].companion) > 1e-3
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(states[3], is_leaf=lambda x: x is None))
     with Checkpoints(tmp_path) as store:
         store.save(3, states[3])
         store.wait()
-        same(store.restore(states[3]), states[3])
+        assert_same(store.restore(states[3]), states[3])

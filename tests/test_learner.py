@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from learners import AGGREGATES, RECIPES, close, distance, learner, same, step, twice
+from learners import AGGREGATES, RECIPES, assert_close, assert_same, distance, learner, step, twice
 from plain_decoder import plain_logp, plain_value
 
 from jaxrl_llm import recipes
@@ -52,8 +52,8 @@ def test_peer_defect_statistics_of_micro_batches(name):
     for index, aggregate in enumerate(AGGREGATES):
         whole = runs[1](index, PARAMS, ROLLOUT)
         assert distance(whole[0], PARAMS) > 1e-3, aggregate
-        close(runs[2](index, PARAMS, ROLLOUT), whole)
-        close(runs[4](index, PARAMS, ROLLOUT), whole)
+        assert_close(runs[2](index, PARAMS, ROLLOUT), whole)
+        assert_close(runs[4](index, PARAMS, ROLLOUT), whole)
 
 
 def test_accumulation_through_the_decoder():
@@ -61,7 +61,7 @@ def test_accumulation_through_the_decoder():
     rollout = tiny.ragged(policy, params, noise=0.3)
     runs = [step(learner(policy, RECIPES["grpo"], accumulation=n), params, rollout, params) for n in (1, 4)]
     assert distance(runs[0][0], params) > 1e-2
-    close(*runs, atol=1e-5)
+    assert_close(*runs, atol=1e-5)
 
 
 @pytest.mark.parametrize("index", range(len(AGGREGATES)), ids=list(AGGREGATES))
@@ -81,7 +81,7 @@ def test_peer_defect_an_extra_division_by_the_batch(name):
     for index, aggregate in enumerate(AGGREGATES):
         once, again = (run(index, PARAMS, batch)[0] for batch in (ROLLOUT, twice(ROLLOUT)))
         assert distance(once, PARAMS) > 1e-3, aggregate
-        close(once, again)
+        assert_close(once, again)
 
 
 def test_an_extra_division_by_the_batch_is_caught():
@@ -117,7 +117,7 @@ def test_invalid_answers_and_padding_change_no_bit(name):
         built = learner(POLICY, RECIPES[name])
         clean, dirty = (step(built, PARAMS, batch, reference) for batch in (ROLLOUT, soiled))
         assert distance(clean[0], PARAMS) > 1e-3
-        same(clean, dirty)
+        assert_same(clean, dirty)
 
 
 def test_longer_padding_changes_nothing():
@@ -128,13 +128,13 @@ def test_longer_padding_changes_nothing():
     padded = dataclasses.replace(ROLLOUT, **{name: longer(getattr(ROLLOUT, name)) for name in fields})
     for name in ("grpo", "bnpo"):
         short, long = (step(learner(POLICY, RECIPES[name]), PARAMS, batch, REFERENCE) for batch in (ROLLOUT, padded))
-        close(short, long)
+        assert_close(short, long)
 
 
 def test_a_batch_without_a_valid_answer_changes_no_parameter():
     nothing = dataclasses.replace(ROLLOUT, valid=jnp.zeros_like(ROLLOUT.valid))
     params, metrics = step(learner(POLICY, RECIPES["grpo"]), PARAMS, nothing, REFERENCE)
-    same(params, PARAMS)
+    assert_same(params, PARAMS)
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in metrics.values())
     assert int(metrics["nonfinite/skipped"]) == 0
 
@@ -174,7 +174,7 @@ def test_the_update_equals_a_plain_step_on_a_plain_loss():
     loss, moved = plain(params)
     ours, metrics = step(learner(policy, RECIPES["grpo"], optimizer), params, rollout, reference)
     assert distance(moved, params) > 1e-3
-    close(ours, moved, atol=1e-6)
+    assert_close(ours, moved, atol=1e-6)
     assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-5)
 
 
@@ -187,7 +187,7 @@ def test_peer_defect_the_ratio_is_always_1():
     assert float(metrics["clip_ratio/low"] + metrics["clip_ratio/high"]) == 0
     second, _ = step(built, first, on_policy)
     both, metrics = step(dataclasses.replace(built, epochs=2), PARAMS, on_policy)
-    close(both, second)
+    assert_close(both, second)
     assert float(metrics["clip_ratio/low"]) > 0
     assert float(metrics["clip_ratio/high"]) > 0
     assert float(metrics["sampling/logp_difference_max"]) < 1e-6, "the gap is that before the first update"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 import tiny
-from learners import close, compiled, distance, learner
+from learners import assert_close, compiled, distance, learner
 
 from jaxrl_llm import recipes, schedules
 from jaxrl_llm.config import Config, WarmUp
@@ -82,7 +82,7 @@ def test_peer_defect_dead_knobs_of_the_learner():
         "schedule": schedules.linear(warmup=0),
     }.items():
         assert distance(configured(**{knob: value}), base) > 1e-4, f"{knob} changes nothing"
-    close(configured(accumulation=2), base)
+    assert_close(configured(accumulation=2), base)
     fixed = {"policy", "advantage", "objective", "optimizer", "learning_rate", "accumulation", "epochs"}
     fixed |= {"reward", "anchor", "companion", "seed"}  # tests/test_method_parts.py
     assert {field.name for field in dataclasses.fields(Learner)} == fixed, "a new field needs a test"
@@ -101,7 +101,7 @@ def test_the_optimizer_is_adamw_behind_a_bound_on_the_norm():
         g = jnp.asarray(grad) / max(1.0, float(jnp.linalg.norm(jnp.asarray(grad))) / 0.5)
         m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
         x = x - 0.01 * t * (m / (1 - 0.9**t) / (jnp.sqrt(v / (1 - 0.99**t)) + 1e-8) + 0.1 * x)
-        close(params["x"], x)
+        assert_close(params["x"], x)
 
 
 def test_without_a_bound_a_gradient_keeps_its_norm():
@@ -115,5 +115,5 @@ def test_without_a_bound_a_gradient_keeps_its_norm():
             updates, state = optimizer.update({"x": jnp.asarray(grad)}, state, params)
             params = optax.apply_updates(params, updates)
         ends.append(params)
-    close(ends[0], ends[2])
+    assert_close(ends[0], ends[2])
     assert distance(ends[0], ends[1]) > 1e-4

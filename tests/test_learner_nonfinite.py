@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from learners import RECIPES, compiled, distance, learner, same
+from learners import RECIPES, assert_same, compiled, distance, learner
 
 from jaxrl_llm import recipes
 from jaxrl_llm.learner import SITES
@@ -45,7 +45,7 @@ def state():
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_value_changes_nothing_and_is_named(state, name):
     after, metrics, _ = LEARN(state, None, soil(name))
-    same(kept(after), kept(state))
+    assert_same(kept(after), kept(state))
     assert SITES[int(metrics["nonfinite/site"]) - 1] == BAD[name][3]
     assert [int(metrics[f"nonfinite/{what}"]) for what in ("skipped", "streak")] == [1, 1]
     assert int(after.step) == int(state.step) + 1
@@ -60,7 +60,7 @@ def test_a_streak_ends_with_a_good_step_and_nothing_is_left_of_it(state):
         seen.append([int(metrics[f"nonfinite/{what}"]) for what in ("skipped", "streak", "site")])
     assert seen == [[1, 1, 1], [2, 2, 1], [2, 0, 0], [3, 1, 1]]
     straight, _, _ = LEARN(state, None, ROLLOUT)
-    same(kept(after), kept(straight))
+    assert_same(kept(after), kept(straight))
     assert distance(after.params, state.params) > 1e-3
     assert distance(after.credit, state.credit) > 1e-3, "the moving average goes on"
 
@@ -83,14 +83,14 @@ def test_a_bad_value_of_an_invalid_answer_is_none():
     )
     clean, _, _ = LEARN(LEARNER.init(PARAMS), None, ROLLOUT)
     dirty, metrics, _ = LEARN(LEARNER.init(PARAMS), None, soiled)
-    same(kept(clean), kept(dirty))
+    assert_same(kept(clean), kept(dirty))
     assert int(metrics["nonfinite/skipped"]) == 0
 
 
-def check_refused(built, site, rollout=ROLLOUT, params=PARAMS, skipped=1):
+def assert_refused(built, site, rollout=ROLLOUT, params=PARAMS, skipped=1):
     state = built.init(params)
     after, metrics, _ = compiled(built)(state, None, rollout)
-    same(kept(after), kept(state))
+    assert_same(kept(after), kept(state))
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(kept(after)))
     assert SITES[int(metrics["nonfinite/site"]) - 1] == site
     assert int(metrics["nonfinite/skipped"]) == int(metrics["nonfinite/streak"]) == skipped
@@ -99,7 +99,7 @@ def check_refused(built, site, rollout=ROLLOUT, params=PARAMS, skipped=1):
 
 def test_parameters_that_overflow_are_refused():
     rich = dataclasses.replace(ROLLOUT, reward=ROLLOUT.reward * 1000)
-    metrics = check_refused(learner(POLICY, MOVING, optax.sgd(3e38)), "parameter", rich)
+    metrics = assert_refused(learner(POLICY, MOVING, optax.sgd(3e38)), "parameter", rich)
     assert np.isfinite(metrics["loss"])
     assert np.isfinite(metrics["grad_norm"])
 
@@ -112,7 +112,7 @@ def test_moments_that_overflow_are_refused():
         del state, params
         return jax.tree.map(jnp.zeros_like, grads), jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), grads)
 
-    check_refused(learner(POLICY, MOVING, optax.GradientTransformation(init, update)), "parameter")
+    assert_refused(learner(POLICY, MOVING, optax.GradientTransformation(init, update)), "parameter")
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_refused():
@@ -121,21 +121,21 @@ def test_an_infinite_gradient_of_a_finite_loss_is_refused():
     root = dataclasses.replace(
         MOVING.objective, surrogate=lambda tokens: jnp.sqrt(jnp.abs(tokens.logp - tokens.behaviour_logp))
     )
-    metrics = check_refused(learner(POLICY, MOVING, objective=root), "gradient", on_policy)
+    metrics = assert_refused(learner(POLICY, MOVING, objective=root), "gradient", on_policy)
     assert np.isfinite(metrics["loss"])
 
 
 def test_a_policy_whose_logits_overflow_is_refused():
     steep = jax.tree.map(lambda x: x * 1e25, PARAMS)
-    check_refused(learner(POLICY, RECIPES["grpo"]), "log-probability", params=steep)
+    assert_refused(learner(POLICY, RECIPES["grpo"]), "log-probability", params=steep)
 
 
 def test_every_update_of_an_epoch_is_counted():
-    check_refused(learner(POLICY, MOVING, epochs=3), "reward", soil("NaN reward"), skipped=3)
+    assert_refused(learner(POLICY, MOVING, epochs=3), "reward", soil("NaN reward"), skipped=3)
 
 
 def test_accumulation_hides_no_bad_value():
-    check_refused(learner(POLICY, MOVING, accumulation=4), "reward", soil("NaN reward"))
+    assert_refused(learner(POLICY, MOVING, accumulation=4), "reward", soil("NaN reward"))
 
 
 def test_one_bad_update_of_two_is_named_and_the_other_stands():
@@ -145,5 +145,5 @@ def test_one_bad_update_of_two_is_named_and_the_other_stands():
     state = built.init(PARAMS)
     first, _, _ = compiled(once)(state, None, ROLLOUT)
     after, metrics, _ = compiled(built)(state, None, ROLLOUT)
-    same(after.params, first.params)
+    assert_same(after.params, first.params)
     assert [int(metrics[f"nonfinite/{what}"]) for what in ("skipped", "streak", "site")] == [1, 1, 2]

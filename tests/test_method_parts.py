@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from learners import close, compiled, distance, learner, same
+from learners import assert_close, assert_same, compiled, distance, learner
 
 from jaxrl_llm import anchors, companions, recipes
 from jaxrl_llm.advantages import at_end, chain, group_mean, no_baseline, per_token
@@ -50,12 +50,12 @@ def between(old, new, share):
 @pytest.mark.parametrize("decay", [0.0, 0.9, 1.0])
 def test_a_moving_average_by_hand(decay):
     states, _ = walk(learner(POLICY, GRPO, anchor=anchors.moving_average(decay=decay)), [ROLLOUT] * 3)
-    same(states[0].anchor, PARAMS)
+    assert_same(states[0].anchor, PARAMS)
     assert distance(states[3].params, states[2].params) > 1e-3
     for old, new in itertools.pairwise(states):
-        close(new.anchor, between(old.anchor, new.params, 1 - decay))
+        assert_close(new.anchor, between(old.anchor, new.params, 1 - decay))
     if decay in (0, 1):
-        same(states[3].anchor, states[3].params if decay == 0 else PARAMS)
+        assert_same(states[3].anchor, states[3].params if decay == 0 else PARAMS)
 
 
 def test_a_reference_that_never_moves_is_the_fixed_one():
@@ -63,8 +63,8 @@ def test_a_reference_that_never_moves_is_the_fixed_one():
     moving = learner(POLICY, GRPO, anchor=anchors.moving_average(decay=1.0))
     ours, seen = walk(moving, [ROLLOUT] * 3, REFERENCE)
     fixed, expected = walk(learner(POLICY, GRPO), [ROLLOUT] * 3, PARAMS)
-    close(ours[3].params, fixed[3].params)
-    close(seen, expected)
+    assert_close(ours[3].params, fixed[3].params)
+    assert_close(seen, expected)
     assert distance(fixed[3].params, walk(learner(POLICY, GRPO), [ROLLOUT] * 3, REFERENCE)[0][3].params) > 1e-3
 
 
@@ -72,22 +72,22 @@ def test_a_reference_that_is_always_the_policy_holds_nothing_back():
     """k3 has no slope where the two are equal."""
     states, seen = walk(learner(POLICY, GRPO, anchor=anchors.moving_average(decay=0.0)), [ROLLOUT] * 3)
     free, _ = walk(learner(POLICY, recipes.grpo(kl_coefficient=0.0)), [ROLLOUT] * 3)
-    close(states[3].params, free[3].params)
+    assert_close(states[3].params, free[3].params)
     assert [float(metrics["kl"]) for metrics in seen] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("mixing", [0.6, 1.0])
 def test_a_reference_is_refreshed_every_second_step(mixing):
     states, seen = walk(learner(POLICY, GRPO, anchor=anchors.refreshed(every=2, mixing=mixing)), [ROLLOUT] * 4)
-    same(states[1].anchor, PARAMS)
-    same(states[3].anchor, states[2].anchor)
+    assert_same(states[1].anchor, PARAMS)
+    assert_same(states[3].anchor, states[2].anchor)
     for step in (2, 4):
-        close(states[step].anchor, between(states[step - 1].anchor, states[step].params, mixing))
+        assert_close(states[step].anchor, between(states[step - 1].anchor, states[step].params, mixing))
     divergences = [float(metrics["kl"]) for metrics in seen]
     assert divergences[0] == 0
     assert min(divergences[1], divergences[3]) > 1e-4
     if mixing == 1:
-        same(states[2].anchor, states[2].params)
+        assert_same(states[2].anchor, states[2].params)
         assert divergences[2] == 0, "the first update after a copy"
     else:
         assert divergences[2] > 1e-5
@@ -98,8 +98,8 @@ def test_a_refused_step_leaves_the_reference_on_its_way_to_the_policy(anchor):
     """The policy stays, time goes on: a refresh that falls on such a step is not put off to the next one."""
     states, seen = walk(learner(POLICY, GRPO, anchor=anchor), [ROLLOUT, NAN_REWARD])
     assert int(seen[1]["nonfinite/skipped"]) == 1
-    same(states[2].params, states[1].params)
-    close(states[2].anchor, anchor(states[1].anchor, states[1].params, jnp.int32(2)))
+    assert_same(states[2].params, states[1].params)
+    assert_close(states[2].anchor, anchor(states[1].anchor, states[1].params, jnp.int32(2)))
     assert distance(states[2].anchor, states[1].anchor) > 1e-3
 
 
@@ -172,7 +172,7 @@ def test_an_adaptive_coefficient_moves_and_the_next_loss_has_it():
     for coefficient in expected[:2]:
         fixed = plain(penalties=(kl(k3, coefficient, "loss"),))
         again.append(compiled(fixed)(fixed.init(states[1].params), REFERENCE, ROLLOUT)[0].params)
-    close(states[2].params, again[1])
+    assert_close(states[2].params, again[1])
     assert distance(states[2].params, again[0]) > 1e-3
 
 
@@ -183,9 +183,9 @@ def test_a_moving_correction_sees_the_policy_that_is_updated():
     for name, correction in {"moving": moving, "fixed": moving._replace(moving=False)}.items():
         singles, _ = walk(plain(corrections=(correction,), rate=3.0), [ROLLOUT, ROLLOUT])
         both, _ = walk(plain(corrections=(correction,), rate=3.0, epochs=2), [ROLLOUT])
-        close(both[1].params, singles[2].params)
+        assert_close(both[1].params, singles[2].params)
         ends[name] = singles
-    close(ends["moving"][1].params, ends["fixed"][1].params)
+    assert_close(ends["moving"][1].params, ends["fixed"][1].params)
     assert distance(ends["moving"][2].params, ends["fixed"][2].params) > 1e-3
 
 
@@ -200,7 +200,7 @@ def test_the_exact_divergence_in_the_loss_has_its_value_and_its_gradient():
     value, grads = jax.value_and_grad(lambda p: 0.3 * jnp.sum(divergence(p)) / jnp.sum(WHERE))(PARAMS)
     assert float(seen[0]["loss"]) == pytest.approx(float(value), rel=1e-4)
     assert distance(states[1].params, PARAMS) > 1e-3
-    close(jax.tree.map(jnp.subtract, PARAMS, states[1].params), grads)
+    assert_close(jax.tree.map(jnp.subtract, PARAMS, states[1].params), grads)
 
 
 def test_the_exact_divergence_in_the_reward_is_taken_off_it():
@@ -224,7 +224,7 @@ def chosen_by(seed, rollout=ROLLOUT, steps_done=0):
 def test_tokens_are_chosen_by_seed_and_step_and_not_by_the_order_of_the_batch():
     base = chosen_by(0)
     order = jnp.asarray([2, 0, 3, 1])
-    close(chosen_by(0, jax.tree.map(lambda x: x[order], ROLLOUT)), base)
+    assert_close(chosen_by(0, jax.tree.map(lambda x: x[order], ROLLOUT)), base)
     renamed = dataclasses.replace(ROLLOUT, prompt_id=ROLLOUT.prompt_id + 10)
     for other in (chosen_by(1), chosen_by(0, steps_done=1), chosen_by(0, renamed)):
         assert distance(other, base) > 1e-3
@@ -284,5 +284,5 @@ def test_neither_accumulation_nor_devices_change_a_number(name):
     whole = two_steps(PARTS[name](1))
     assert distance(whole[0].params, PARAMS) > 1e-2
     assert int(whole[0].skipped) == 0
-    close(two_steps(PARTS[name](4)), whole, atol=1e-5, rtol=1e-4)
-    close(two_steps(PARTS[name](1), make_mesh(MeshShape())), whole, atol=1e-5, rtol=1e-4)
+    assert_close(two_steps(PARTS[name](4)), whole, atol=1e-5, rtol=1e-4)
+    assert_close(two_steps(PARTS[name](1), make_mesh(MeshShape())), whole, atol=1e-5, rtol=1e-4)

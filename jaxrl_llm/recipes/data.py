@@ -97,9 +97,9 @@ def vip(first: int = 8, most: int = 4, floor: float = 0.05) -> Recipe:
 
 
 def reinforce_ada_est(first: int = 4, least: int = 4, most: int = 32, eps: float = 1e-2) -> Recipe:
-    """Ada-Est (arXiv 2510.04996): (r - m)/√(m + eps) on n ∝ 1/√(p + eps) answers a prompt, which together ascend log p.
+    """Ada-Est (arXiv 2510.04996): (r - m)/√(m + eps) on n ∝ 1/√(p + eps) answers a prompt; together log p.
 
-    p is the rate of the `first` answers to each prompt, which are not trained on; a prompt gets G others on the average.
+    p is the rate of the `first` answers to each prompt, which are not trained on; a prompt gets G others on average.
     first, least, most and eps: unverified, the paper's own estimate of p and its bounds are known second-hand.
 
     Verified: budgets by a numeric search; the credit by exact enumeration.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from jaxrl_llm.advantages import AdvantageTransform
 from jaxrl_llm.losses.objective import Objective
 from jaxrl_llm.losses.tokens import Tokens
 from jaxrl_llm.types import Rollout
+from jaxrl_llm.variance.credit import coefficients
 from jaxrl_llm.variance.designs import Design, Groups
 from jaxrl_llm.variance.tables import OutcomeTable, need_float64
 
@@ -33,7 +34,11 @@ class GradientMoments:
     scale         <Eĝ, g> / |g|²; 0 where g is 0
     snr           |Eĝ|² / trace_var; infinite where trace_var is 0 up to rounding
     mse_rescaled  mse of ĝ/scale; infinite where scale is 0
-    mean_grad     [D] Eĝ
+    useful_snr    <Eĝ, u>² / trace_var with u = g/|g|; infinite where trace_var is 0 up to rounding
+    mean_grad     [D] Eĝ; None where only inner products are known
+    intervals     name -> (lower, upper) of measured figures, a name of this list each; empty for exact ones
+
+    A measured figure is NaN where the data do not resolve it; its interval then holds the bound.
     """
 
     trace_var: float
@@ -43,7 +48,9 @@ class GradientMoments:
     scale: float
     snr: float
     mse_rescaled: float
-    mean_grad: Float[Array, " D"]
+    useful_snr: float
+    mean_grad: Float[Array, " D"] | None = None
+    intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
 class Plan(NamedTuple):
@@ -120,8 +127,15 @@ def _summary(shift, square, g):
         scale=scale,
         snr=size2 / trace if trace > NOTHING else float("inf"),
         mse_rescaled=float(rest @ rest) + trace / scale**2 if scale else float("inf"),
+        useful_snr=_useful(along, signal, trace),
         mean_grad=mean,
     )
+
+
+def _useful(along, signal, trace):
+    if not along * signal:
+        return 0.0
+    return along**2 / (signal * trace) if trace > NOTHING else float("inf")
 
 
 def _refuse_misuse(plan: Plan, tables, design):
@@ -227,23 +241,10 @@ def _digits(index, base: int, count: int):
 
 def _credit(transform: AdvantageTransform, objective: Objective | None, draw: Draw, pool: OutcomeTable, state):
     """Coefficients of one batch, the divisor 1/(BG) included."""
-    rollout, tokens = _observed(draw, pool)
-    if objective is None:
-        credit, _ = transform.update(rollout.reward, state, rollout)
-        if credit.ndim == 3 and pool.token_scores is None:
-            raise ValueError("the credit is one of tokens, and the table has no token_scores")
-        return credit / draw.outcome.size
-    rollout = dataclasses.replace(rollout, reward=objective.shaped_reward(rollout.reward, tokens))
-    credit, _ = transform.update(rollout.reward, state, rollout)
-    credit = credit[..., None] if credit.ndim == 2 else credit
-    return _coefficient(objective, dataclasses.replace(tokens, advantage=jnp.where(tokens.where, credit, 0)))
-
-
-def _coefficient(objective: Objective, tokens: Tokens) -> Float[Array, "P G T"]:
-    """-∂loss/∂logp, what multiplies the score of each token."""
-    weights = objective.aggregate(tokens.where)
-    loss = lambda logp: objective.loss(weights, dataclasses.replace(tokens, logp=logp))  # noqa: E731
-    return -jax.grad(loss)(tokens.logp)
+    credit = coefficients(transform, objective, *_observed(draw, pool), state)
+    if credit.ndim == 3 and pool.token_scores is None:
+        raise ValueError("the credit is one of tokens, and the table has no token_scores")
+    return credit
 
 
 def _observed(draw: Draw, pool: OutcomeTable) -> tuple[Rollout, Tokens]:

@@ -142,7 +142,7 @@ def seasoned(transform, jit=True):
     return state
 
 
-def close(actual, expected, rtol=1e-5):
+def assert_close(actual, expected, rtol=1e-5):
     chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=rtol / 10)
 
 
@@ -166,7 +166,7 @@ def the_order_of_answers_is_irrelevant(transform):
     order = np.argsort(np.random.default_rng(1).uniform(size=REWARD.shape), axis=1)
     credit, after = of(transform, WORLD, state)
     moved = np.take_along_axis(np.asarray(credit), like(credit, order), axis=1)
-    close(of(transform, reordered(WORLD, answers=order), state), (moved, after))
+    assert_close(of(transform, reordered(WORLD, answers=order), state), (moved, after))
 
 
 @law
@@ -174,7 +174,7 @@ def the_order_of_prompts_is_irrelevant(transform):
     state = seasoned(transform)
     order = np.random.default_rng(2).permutation(len(REWARD))
     credit, after = of(transform, WORLD, state)
-    close(of(transform, reordered(WORLD, prompts=order), state), (credit[order], after))
+    assert_close(of(transform, reordered(WORLD, prompts=order), state), (credit[order], after))
 
 
 @law
@@ -182,7 +182,7 @@ def padding_the_group_changes_nothing(transform):
     state = seasoned(transform)
     credit, after = of(transform, WORLD, state)
     wider = of(transform, padded(WORLD, answers=3), state)
-    close((wider[0][:, :4], wider[1]), (credit, after))
+    assert_close((wider[0][:, :4], wider[1]), (credit, after))
     np.testing.assert_array_equal(wider[0][:, 4:], 0)
 
 
@@ -191,7 +191,7 @@ def padding_the_batch_changes_nothing(transform):
     state = seasoned(transform)
     credit, after = of(transform, WORLD, state)
     longer = of(transform, padded(WORLD, prompts=5), state)
-    close((longer[0][:8], longer[1]), (credit, after))
+    assert_close((longer[0][:8], longer[1]), (credit, after))
     np.testing.assert_array_equal(longer[0][8:], 0)
 
 
@@ -211,7 +211,7 @@ def eight_devices_agree_with_one(transform):
     assert len(split.reward.sharding.device_set) == 8
     with jax.set_mesh(mesh):
         actual = jax.block_until_ready(tiny.jit(transform.update)(split.reward, state, split))
-    close(jax.device_get(actual), jax.device_get(jax.block_until_ready(expected)))
+    assert_close(jax.device_get(actual), jax.device_get(jax.block_until_ready(expected)))
 
 
 @law
@@ -229,7 +229,7 @@ def the_dtype_is_kept(transform):
 @law
 def compiled_and_not_agree(transform):
     state = seasoned(transform)
-    close(of(transform, WORLD, state, jit=False), of(transform, WORLD, state))
+    assert_close(of(transform, WORLD, state, jit=False), of(transform, WORLD, state))
 
 
 # Rewards and validity at the edges: what is undefined, tied, tied but for rounding, or far away from the rest.
@@ -332,7 +332,7 @@ def the_state_is_stable(transform):
     scanned, credits = tiny.jit(lambda c, ws: jax.lax.scan(lambda c, w: transform.update(w.reward, c, w)[::-1], c, ws))(
         first, batches
     )
-    close((scanned, credits), (state, jnp.stack(seen)))
+    assert_close((scanned, credits), (state, jnp.stack(seen)))
 
 
 @law
@@ -343,4 +343,4 @@ def seeds_can_be_vmapped(transform):
     stack = lambda *xs: jnp.stack(xs)  # noqa: E731
     many = tiny.jit(jax.vmap(lambda w, s: transform.update(w.reward, s, w)))
     together = many(jax.tree.map(stack, *worlds), jax.tree.map(stack, *states))
-    close(together, jax.tree.map(stack, *one_by_one))
+    assert_close(together, jax.tree.map(stack, *one_by_one))

@@ -50,7 +50,7 @@ def within(traits, table):
     return dataclasses.replace(table, rewards=np.round(table.rewards)) if traits.domain == "binary" else table
 
 
-def check_bias(transform, state=None):
+def assert_bias_as_claimed(transform, state=None):
     """`unbiased` and `scale`. Raises AssertionError where they are false."""
     traits, angles = transform.traits, []
     for given, prompts, group in cases(traits):
@@ -66,7 +66,7 @@ def check_bias(transform, state=None):
         assert min(angles) < 1 - 1e-6, "claims another direction, yet is proportional to the gradient on every table"
 
 
-def check_f_prime(transform):
+def assert_f_prime_as_claimed(transform):
     """For 0/1 rewards the mean is f_prime(p, G) times the gradient of the pass rate p."""
     for group in (2, 4):
         for rewards, policy in zip(([1, 0, 0], [0, 1, 1], [0, 0, 1]), tables(1, 3), strict=True):
@@ -76,7 +76,7 @@ def check_f_prime(transform):
             np.testing.assert_allclose(mean, transform.traits.f_prime(p, group) * table.gradient, rtol=1e-9, atol=1e-12)
 
 
-def check_uses_self(transform):
+def assert_uses_self_as_claimed(transform):
     """Without it, the credit of an answer rises with its own reward at slope 1 whatever the others earn."""
     rng, binary = np.random.default_rng(0), transform.traits.domain == "binary"
     reward = rng.integers(0, 2, size=(2, 3)).astype(float) if binary else rng.uniform(size=(2, 3))
@@ -96,17 +96,17 @@ def check_uses_self(transform):
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_bias_is_as_claimed(member):
-    check_bias(MEMBERS[member])
+    assert_bias_as_claimed(MEMBERS[member])
 
 
 @pytest.mark.parametrize("member", CLAIMING)
 def test_weight_on_the_gradient_of_the_pass_rate_is_as_claimed(member):
-    check_f_prime(CLAIMING[member])
+    assert_f_prime_as_claimed(CLAIMING[member])
 
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_coupling_to_the_own_reward_is_as_claimed(member):
-    check_uses_self(MEMBERS[member])
+    assert_uses_self_as_claimed(MEMBERS[member])
 
 
 @pytest.mark.parametrize("second", KINDS)
@@ -114,14 +114,14 @@ def test_coupling_to_the_own_reward_is_as_claimed(member):
 def test_a_chain_claims_no_more_than_it_keeps(first, second):
     pair = chain(SINGLES[first], SINGLES[second])
     if pair.traits.unbiased != "no":
-        check_bias(pair)
+        assert_bias_as_claimed(pair)
 
 
 def test_a_chain_of_two_scaled_links_claims_nothing():
     double = stateless(lambda a, rollout: 2 * a, Traits(unbiased="scaled", scale=lambda p, g: 2.0))
-    check_bias(double)
-    check_bias(chain(double, leave_one_out()))
-    check_bias(chain(double, moving_average()))
+    assert_bias_as_claimed(double)
+    assert_bias_as_claimed(chain(double, leave_one_out()))
+    assert_bias_as_claimed(chain(double, moving_average()))
     assert chain(double, double).traits.unbiased == "no"
     assert chain(double, group_mean()).traits.unbiased == "no"
 
@@ -159,7 +159,7 @@ def test_a_moving_average_is_unbiased_whatever_it_has_seen():
     transform = moving_average()
     _, state = transform.update(earlier, transform.init(), bare_rollout(earlier))
     assert state[1] > 0
-    check_bias(transform, state)
+    assert_bias_as_claimed(transform, state)
 
 
 def test_a_mean_that_includes_the_present_batch_is_caught():
@@ -168,7 +168,7 @@ def test_a_mean_that_includes_the_present_batch_is_caught():
         return advantage - state, state
 
     with pytest.raises(AssertionError):
-        check_bias(AdvantageTransform(lambda: jnp.zeros(()), update, Traits(unbiased="yes")))
+        assert_bias_as_claimed(AdvantageTransform(lambda: jnp.zeros(()), update, Traits(unbiased="yes")))
 
 
 # Broken members: a false trait is caught.
@@ -194,7 +194,7 @@ FALSE_BIAS = {
 @pytest.mark.parametrize("name", FALSE_BIAS)
 def test_a_false_bias_is_caught(name):
     with pytest.raises(AssertionError):
-        check_bias(FALSE_BIAS[name])
+        assert_bias_as_claimed(FALSE_BIAS[name])
 
 
 def test_a_false_f_prime_is_caught():
@@ -203,13 +203,13 @@ def test_a_false_f_prime_is_caught():
         claims(chain(group_mean(), group_std(ddof=0, eps=1e-8)), f_prime=lambda p, g: (p * (1 - p)) ** -0.5),
     ):
         with pytest.raises(AssertionError):
-            check_f_prime(transform)
+            assert_f_prime_as_claimed(transform)
 
 
 def test_a_false_uses_self_is_caught():
     for transform in (claims(group_mean(), uses_self=False), claims(leave_one_out(), uses_self=True)):
         with pytest.raises(AssertionError):
-            check_uses_self(transform)
+            assert_uses_self_as_claimed(transform)
 
 
 # The enumerator itself.

@@ -111,7 +111,7 @@ def test_chains_are_one_problem_where_only_the_order_of_sums_or_of_products_diff
     assert len(set(keys)) == 5
 
 
-def split_law(task):
+def assert_split(task):
     """No problem is on both sides, nor in a table twice, nor held out in two spellings."""
     key = KEYS[task.spec.split(",")[0]]
     train, heldout = texts(task, task.train.prompt), texts(task, task.heldout.prompt)
@@ -122,14 +122,14 @@ def split_law(task):
 
 @every_task
 def test_train_and_heldout_share_no_problem(text):
-    split_law(build(text))
+    assert_split(build(text))
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_split_law_sees_a_split_that_takes_each_spelling_for_a_problem_of_its_own(name, monkeypatch):
     monkeypatch.setattr(module(name), "canonical", lambda *columns: np.column_stack(columns))
     with pytest.raises(AssertionError):
-        split_law(spec.build(tasks, name, "task"))
+        assert_split(spec.build(tasks, name, "task"))
 
 
 @every_task
@@ -238,7 +238,7 @@ def test_spec_and_arguments_decide_the_tables(text):
     other = spec.build(tasks, re.sub(",split_seed=.*", "", text) + ",split_seed=2", "task")
     assert other.train.prompt.shape[1] == task.train.prompt.shape[1]
     assert texts(other, other.heldout.prompt) != texts(task, task.heldout.prompt)
-    split_law(other)
+    assert_split(other)
 
 
 def test_specs_are_normal_forms():

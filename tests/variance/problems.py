@@ -7,7 +7,7 @@ import types
 
 import numpy as np
 
-from jaxrl_llm.variance.tables import answers, last_token, softmax_bandit, tabular_policy
+from jaxrl_llm.variance.tables import OutcomeTable, answers, last_token, softmax_bandit, tabular_policy
 
 VECTORS = json.loads((pathlib.Path(__file__).parent / "variance_vectors.json").read_text(encoding="utf-8"))
 RTOL, ATOL = VECTORS["meta"]["default_rtol"], VECTORS["meta"]["default_atol"]
@@ -24,6 +24,14 @@ def check_moments(moments, expected):
     """All fields of a case."""
     for name in ("trace_var", "bias_norm", "mse", "cos", "scale", "snr", "mse_rescaled", "mean_grad"):
         np.testing.assert_allclose(getattr(moments, name), expected[name], rtol=RTOL, atol=ATOL, err_msg=name)
+
+
+def random_table(seed, *, binary=False, outcomes=4, dim=3):
+    """A policy whose scores are features less their mean; 0/1 rewards hold at least one of each."""
+    rng = np.random.default_rng(seed)
+    features, probs = rng.normal(size=(outcomes, dim)), rng.dirichlet(np.full(outcomes, 2.0))
+    rewards = rng.permutation([1.0, 0.0, *rng.integers(0, 2, outcomes - 2)]) if binary else rng.normal(size=outcomes)
+    return OutcomeTable(probs, features - probs @ features, rewards)
 
 
 @functools.cache

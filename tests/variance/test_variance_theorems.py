@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from binary_schemes import bernstein, binary_moments, binary_variance
-from problems import bandit, close
+from problems import bandit, close, random_table
 
 from jaxrl_llm.advantages import Traits, chain, group_mean, group_std, leave_one_out, no_baseline, stateless
 from jaxrl_llm.advantages.baselines.batch_leave_one_out import batch_leave_one_out
@@ -24,8 +23,11 @@ from jaxrl_llm.advantages.weights.log_odds import log_odds
 from jaxrl_llm.advantages.weights.maxrl_centred import maxrl_centred
 from jaxrl_llm.advantages.weights.negative_only import negative_only
 from jaxrl_llm.advantages.weights.pass_at_k import pass_at_k
+from jaxrl_llm.variance.bernstein import slope
+from jaxrl_llm.variance.binary import BinaryMoments, scheme_of
 from jaxrl_llm.variance.designs import antithetic, systematic
 from jaxrl_llm.variance.exact import moments
+from jaxrl_llm.variance.moments import RlooMoments, VarianceSplit
 from jaxrl_llm.variance.tables import OutcomeTable
 
 GRPO = chain(group_mean(), group_std(ddof=0, eps=0.0))
@@ -36,23 +38,6 @@ SEEDS = [0, 1, 2]
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-def random_table(seed, *, binary=False, outcomes=4, dim=3):
-    """A policy whose scores are features less their mean; 0/1 rewards hold at least one of each."""
-    rng = np.random.default_rng(seed)
-    features, probs = rng.normal(size=(outcomes, dim)), rng.dirichlet(np.full(outcomes, 2.0))
-    rewards = rng.permutation([1.0, 0.0, *rng.integers(0, 2, outcomes - 2)]) if binary else rng.normal(size=outcomes)
-    return OutcomeTable(probs, features - probs @ features, rewards)
-
-
-def facts(table):
-    """V, v, F, M1, C, |g|² and the trace variance of one sample, baseline b, in the words of the theorems."""
-    pi, r, e, g = (np.asarray(x) for x in (table.probs, table.rewards, table.energy, table.gradient))
-    value, fisher, m1 = pi @ r, pi @ e, pi @ (r * e)
-    spread = pi @ (r - value) ** 2
-    one = lambda b: pi @ ((r - b) ** 2 * e) - g @ g  # noqa: E731
-    return value, spread, fisher, m1, m1 - value * fisher, g @ g, one
 
 
 def trace_of(transform, table, group, **more):
@@ -122,13 +107,11 @@ def test_t2_weights_that_depend_on_the_answer_turn_the_direction():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_t3_variance_of_leave_one_out(seed, group):
     table = random_table(seed)
-    value, spread, fisher, _, _, size, one = facts(table)
-    expected = one(value) / group + (spread * fisher + size) / (group * (group - 1))
-    mean = moments(group_mean(), table, group)
-    close(trace_of(leave_one_out(), table, group), expected)
-    close(mean.trace_var, expected * ((group - 1) / group) ** 2)
-    close(mean.bias_norm, math.sqrt(size) / group)
-    close(mean.mse_rescaled, expected)
+    m, mean = RlooMoments.of(table), moments(group_mean(), table, group)
+    close(trace_of(leave_one_out(), table, group), m.leave_one_out_variance(group))
+    close(mean.trace_var, m.group_mean_variance(group))
+    close(mean.bias_norm**2, m.group_mean_bias2(group))
+    close(mean.mse_rescaled, m.leave_one_out_variance(group))
 
 
 # T4
@@ -139,10 +122,9 @@ def test_t4_variance_of_an_independent_baseline(seed):
     """The second prompt has no gradient, so it is nothing but the baseline of the first."""
     table, other = random_table(seed), random_table(seed + 10)
     silent = OutcomeTable(other.probs, jnp.zeros((4, 3)), other.rewards)
-    value, _, fisher, _, c, _, one = facts(table)
-    mean, spread = facts(silent)[:2]
-    error = spread / 2 + (mean - value) ** 2
-    expected = (one(value) + error * fisher - 2 * (mean - value) * c) / 2
+    m, b = RlooMoments.of(table), RlooMoments.of(silent)
+    bias = b.value - m.value
+    expected = m.independent_variance(mse=b.reward_variance / 2 + bias**2, bias=bias, group_size=2)
     close(4 * trace_of(other_prompts_mean(), [table, silent], 2, prompts=None), expected)
 
 
@@ -152,11 +134,13 @@ def test_t4_variance_of_an_independent_baseline(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_t5_the_best_constant(seed):
     table = random_table(seed)
-    value, _, fisher, m1, c, _, one = facts(table)
-    best = m1 / fisher
-    trace = {b: trace_of(constant(value=float(b)), table, 1) for b in (best, value, best - 0.05, best + 0.05)}
-    close(trace[value], one(value))
-    close(trace[value] - trace[best], c**2 / fisher)
+    m = RlooMoments.of(table)
+    value, best = float(m.value), float(m.best_constant)
+    trace = {b: trace_of(constant(value=b), table, 1) for b in (best, value, best - 0.05, best + 0.05)}
+    for b, found in trace.items():
+        close(found, m.constant_variance(b, 1))
+    close(trace[value], m.value_variance)
+    close(trace[value] - trace[best], m.energy_covariance**2 / m.fisher_trace)
     assert trace[best] < min(trace[best - 0.05], trace[best + 0.05])
 
 
@@ -164,8 +148,9 @@ def test_t5_the_best_constant(seed):
 def test_t5_for_binary_rewards_it_is_the_share_of_the_energy_of_right_answers(seed):
     table = random_table(seed, binary=True)
     pi, r, e = np.asarray(table.probs), np.asarray(table.rewards), np.asarray(table.energy)
-    _, _, fisher, m1, *_ = facts(table)
-    close(m1 / fisher, pi[r == 1] @ e[r == 1] / (pi @ e))
+    share = pi[r == 1] @ e[r == 1] / (pi @ e)
+    close(RlooMoments.of(table).best_constant, share)
+    close(BinaryMoments.of(table).best_constant, share)
 
 
 # T6 and T7
@@ -175,9 +160,7 @@ def test_t6_where_leave_one_out_overtakes_no_baseline():
     """G > 1 + (v F + |g|²)/(σ0² - σV²): 2.94 on problem A, 2.96 on A2."""
     for name, expected in (("A", 2.94), ("A2", 2.96)):
         table = bandit(name)
-        value, spread, fisher, _, _, size, one = facts(table)
-        threshold = 1 + (spread * fisher + size) / (one(0) - one(value))
-        assert abs(threshold - expected) <= 0.005
+        assert abs(RlooMoments.of(table).break_even_group_size - expected) <= 0.005
         better = [trace_of(leave_one_out(), table, g) < trace_of(no_baseline(), table, g) for g in (2, 3)]
         assert better == [False, True]
 
@@ -186,14 +169,16 @@ def test_t6_where_leave_one_out_overtakes_no_baseline():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_t7_the_best_shrinkage(seed, group):
     table = random_table(seed)
-    value, spread, fisher, m1, _, size, _ = facts(table)
-    best = value * m1 / ((value**2 + spread / (group - 1)) * fisher + size / (group - 1))
+    m = RlooMoments.of(table)
+    best = float(m.best_shrinkage(group))
     trace = {
         k: trace_of(shrunk_leave_one_out(factor=float(k)), table, group) for k in (best, best - 0.1, best + 0.1, 0, 1)
     }
+    for k, found in trace.items():
+        close(found, m.shrunk_variance(k, group))
     assert min(trace, key=trace.get) == best
     close(trace[best + 0.1], trace[best - 0.1])  # a parabola
-    close(moments(shrunk_leave_one_out(factor=float(best)), table, group).bias_norm, 0)
+    close(moments(shrunk_leave_one_out(factor=best), table, group).bias_norm, 0)
 
 
 # Batches: the law of total variance and T8
@@ -203,17 +188,13 @@ def test_t7_the_best_shrinkage(seed, group):
 def test_t8_answers_and_prompts_share_the_variance(prompts, group):
     """tr Var = (W(G) + X)/B, W = a/G + b/(G(G-1)); N tr Var is least at G* = 1 + sqrt(b/X)."""
     pool = [random_table(seed, outcomes=3) for seed in (0, 1)]
-    of_each = [facts(t) for t in pool]
-    a = np.mean([one(value) for value, *_, one in of_each])
-    b = np.mean([spread * fisher + size for _, spread, fisher, _, _, size, _ in of_each])
-    g = np.stack([np.asarray(t.gradient) for t in pool])
-    x = np.mean(np.sum((g - g.mean(0)) ** 2, axis=1))
-    within = a / group + b / (group * (group - 1))
-    close(trace_of(leave_one_out(), pool, group, prompts=prompts), (within + x) / prompts)
+    split = VarianceSplit.of(pool)
+    close(trace_of(leave_one_out(), pool, group, prompts=prompts), split.variance(prompts, group))
     if prompts == 2:
-        close(trace_of(leave_one_out(), pool, group, prompts=None), within / 2)
-    budget = lambda size: a + b / (size - 1) + size * x  # noqa: E731
-    best = 1 + math.sqrt(b / x)
+        close(trace_of(leave_one_out(), pool, group, prompts=None), split.variance(2, group, pool=2))
+    budget = lambda size: split.budget_variance(size, prompt_cost=0.0, answer_cost=1.0)  # noqa: E731
+    close(budget(group), prompts * group * trace_of(leave_one_out(), pool, group, prompts=prompts))
+    best = split.ideal_group_size
     assert budget(best) < min(budget(0.9 * best), budget(1.1 * best))
 
 
@@ -247,26 +228,23 @@ BINARY = {
 @pytest.mark.parametrize("scheme", BINARY)
 @pytest.mark.parametrize("group", [2, 4])
 def test_t9_t10_four_numbers_and_a_polynomial(scheme, group):
-    transform = BINARY[scheme]
+    of_groups = scheme_of(BINARY[scheme], group)
     for seed in SEEDS:
         table = random_table(seed, binary=True)
-        m = binary_moments(table)
-        trace, slope = binary_variance(transform, group, m)
-        p, d = m["p"], bernstein(transform, group)
-        polynomial = sum(math.comb(group - 1, j) * p**j * (1 - p) ** (group - 1 - j) * d[j] for j in range(group))
-        found = moments(transform, table, group)
-        close(found.trace_var, trace)
-        close(found.scale, slope)
-        close(slope, polynomial)
-        close(found.mean_grad, polynomial * np.asarray(table.gradient))
+        m, found = BinaryMoments.of(table), moments(BINARY[scheme], table, group)
+        close(found.trace_var, m.variance(of_groups))
+        close(found.bias_norm**2, m.bias2(of_groups))
+        close(found.mse_rescaled, m.mse_rescaled(of_groups))
+        close(found.scale, m.weight(of_groups))
+        close(found.mean_grad, slope(of_groups.coefficients, m.p) * table.gradient)
 
 
 def test_t10_the_best_split_of_the_same_weights():
     """To leading order A+ = (1-b) d, A- = -b d with the b of T5: it beats the split of the reward and of the mean."""
     table = random_table(1, binary=True)
-    *_, fisher, m1, _, _, _ = facts(table)
-    best = m1 / fisher
-    splits = {b: trace_of(constant(value=float(b)), table, 1) for b in (best, 0.0, float(facts(table)[0]), 1.0)}
+    m = RlooMoments.of(table)
+    best = float(m.best_constant)
+    splits = {b: trace_of(constant(value=b), table, 1) for b in (best, 0.0, float(m.value), 1.0)}
     assert min(splits, key=splits.get) == best
 
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from binary_schemes import bernstein, binary_moments, binary_variance
 from problems import (
     PATHS,
     VECTORS,
@@ -32,8 +31,11 @@ from jaxrl_llm.advantages.weights.pass_at_k import pass_at_k
 from jaxrl_llm.advantages.weights.positive_only import positive_only
 from jaxrl_llm.advantages.weights.top_gap import top_gap
 from jaxrl_llm.losses.corrections import effective_sample_size
+from jaxrl_llm.variance.bernstein import slope
+from jaxrl_llm.variance.binary import BinaryMoments, scheme_of
 from jaxrl_llm.variance.designs import systematic
 from jaxrl_llm.variance.exact import moments, moments_of
+from jaxrl_llm.variance.moments import RlooMoments
 from jaxrl_llm.variance.tables import bernoulli
 
 SCHEMES = {
@@ -131,9 +133,14 @@ def test_values_and_baselines_of_positions_and_prefixes(rewards):
 @pytest.mark.parametrize("name", ["A2", "B_binary"])
 def test_binary_moments(name):
     problem = VECTORS["problems"]["A2" if name == "A2" else "B"]
-    found = binary_moments(table_of(name))
-    for field, value in problem["binary_moments"].items():
-        close(found[field], value)
+    check_binary_moments(BinaryMoments.of(table_of(name)), problem["binary_moments"])
+
+
+def check_binary_moments(m, expected):
+    names = {"p": m.p, "tau_pos": m.tau_plus, "tau_neg": m.tau_minus, "grad_p_sq": m.grad_p_norm2}
+    assert set(names) <= set(expected)
+    for field, value in names.items():
+        close(value, expected[field])
 
 
 def test_the_behaviour_policy():
@@ -164,6 +171,7 @@ def test_weight_on_the_gradient_of_the_pass_rate(scheme):
         if (row["scheme"], tuple(row["params"].items())) == scheme:
             found = moments(transform, bernoulli(row["p"]), row["G"])
             close(found.scale, row["fprime"])
+            close(slope(scheme_of(transform, row["G"]).coefficients, row["p"]), row["fprime"])
             if transform.traits.f_prime is not None:
                 close(transform.traits.f_prime(row["p"], row["G"]), row["fprime"])
             seen += 1
@@ -174,19 +182,16 @@ def test_weight_on_the_gradient_of_the_pass_rate(scheme):
 def test_bernstein_coefficients(key):
     name, *params, group = key.split("|")
     transform = SCHEMES[name](**dict(p.split("=") for p in params))
-    close(bernstein(transform, int(group.removeprefix("G="))), VECTORS["bernstein"][key])
+    close(scheme_of(transform, int(group.removeprefix("G="))).coefficients, VECTORS["bernstein"][key])
 
 
 @pytest.mark.parametrize("row", VECTORS["binary_formula"], ids=lambda row: row["scheme"])
 def test_four_numbers_give_the_variance_of_every_binary_scheme(row):
-    transform, g, m = SCHEMES[row["scheme"]](), row["G"], binary_moments(table_of(row["problem"]))
-    for field in ("p", "tau_pos", "tau_neg", "grad_p_sq"):
-        close(m[field], row[field])
-    predicted, slope = binary_variance(transform, g, m)
-    found = moments(transform, table_of(row["problem"]), g)
-    close(predicted, row["trace_var"])
-    close(found.trace_var, row["trace_var"])
-    close([slope, found.scale], [row["fprime"]] * 2)
+    transform, g, m = SCHEMES[row["scheme"]](), row["G"], BinaryMoments.of(table_of(row["problem"]))
+    check_binary_moments(m, row)
+    scheme, found = scheme_of(transform, g), moments(transform, table_of(row["problem"]), g)
+    close([m.variance(scheme), found.trace_var], [row["trace_var"]] * 2)
+    close([m.weight(scheme), found.scale], [row["fprime"]] * 2)
 
 
 @pytest.mark.parametrize("row", VECTORS["bernoulli_logit"], ids=lambda row: str(row["p"]))
@@ -198,8 +203,13 @@ def test_bernoulli_logit(row):
     close(one(p), row["var_value"])
     close(one(row["b_star"]), row["var_bstar"])
     close(row["b_star"], 1 - p)
+    m = RlooMoments.of(table)
+    close(m.best_constant, row["b_star"])
+    for b, name in ((0.0, "var_none"), (p, "var_value"), (row["b_star"], "var_bstar")):
+        close(m.constant_variance(b, 1), row[name])
     for g in (2, 4, 8):
         close(moments(leave_one_out(), table, g).trace_var, row[f"var_rloo_G{g}"])
+        close(m.leave_one_out_variance(g), row[f"var_rloo_G{g}"])
 
 
 # Figures of the reference text that the vectors leave out, in its ten digits.
