@@ -171,8 +171,8 @@ def several(prompts):
     return PLAIN.advantage._replace(traits=dataclasses.replace(PLAIN.advantage.traits, minimum_prompts=prompts))
 
 
-def two_components():
-    return RewardTransform(lambda: (), lambda rollout, state: (rollout, state), components=2)
+def components(number):
+    return RewardTransform(lambda: (), lambda rollout, state: (rollout, state), components=number)
 
 
 def planning(**fields):
@@ -191,7 +191,7 @@ WRONG = {
         f"{len(TASK.train.prompt) // 50}",
     ),
     "too few components": (
-        {"reward": two_components()},
+        {"reward": components(2)},
         f"recipe grpo reads 2 reward components, but task {TASK.spec} gives 1 (",
     ),
     "a need nobody knows": (
@@ -213,14 +213,22 @@ def test_a_recipe_that_cannot_be_run_is_refused(name):
         config(dataclasses.replace(PLAIN, **changes))
 
 
-def test_what_just_fits_is_taken():
+def test_what_just_fits_is_taken_and_one_more_is_not():
     rows = len(TASK.train.prompt)
-    task = dataclasses.replace(TASK, component_names=("a", "b"))
-    config(dataclasses.replace(PLAIN, plan=planning(answers=2, prompts=rows // 4)))
-    config(dataclasses.replace(PLAIN, reward=two_components()), task)
-    config(dataclasses.replace(PLAIN, advantage=several(4)))
-    config(dataclasses.replace(PLAIN, advantage=needing("value"), gives=("value",)))
-    config(dataclasses.replace(PLAIN, advantage=needing("entropy", "noise", *TASK.train.truth)))
+    two = dataclasses.replace(TASK, component_names=("a", "b"))
+    known = ("entropy", "noise", *TASK.train.truth)
+    for fits, task, too_much in (
+        ({"plan": planning(answers=2)}, TASK, {"plan": planning(answers=1)}),
+        ({"plan": planning(prompts=rows // 4)}, TASK, {"plan": planning(prompts=rows // 4 + 1)}),
+        ({"reward": components(2)}, two, {"reward": components(3)}),
+        ({"advantage": several(4)}, TASK, {"advantage": several(5)}),
+        ({"advantage": needing("value"), "gives": ("value",)}, TASK, {"advantage": needing("value"), "gives": ()}),
+        ({"advantage": needing(*known)}, TASK, {"advantage": needing(*known, "value")}),
+    ):
+        recipe = dataclasses.replace(PLAIN, **fits)
+        assert config(recipe, task).recipe is recipe
+        with pytest.raises(ConfigError):
+            config(dataclasses.replace(PLAIN, **too_much), task)
 
 
 def test_a_warm_up_needs_solutions():
