@@ -3,7 +3,7 @@
 The loss is Σ w·x with w = aggregate(where), `where` the acted tokens of valid answers of the *whole* batch. The weights
 depend on masks alone, so they are computed once before the batch is cut into micro-batches or spread over devices,
 and accumulation, padding and sharding cannot change the loss. Answers without an acted token count for nothing,
-neither above nor below the line; a batch without any gets weights of 0.
+neither above nor below the line; a batch without any gets weights of 0. Weights are float32, and float64 under x64.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def token_mean() -> Aggregate:
     """w = 1 / (tokens of the batch): every token weighs the same, so long answers weigh more (DAPO)."""
 
     def weights(where: Where) -> Weights:
-        return where / jnp.maximum(jnp.sum(where), 1).astype(jnp.float32)
+        return where / _default_float(jnp.maximum(jnp.sum(where), 1))
 
     return weights
 
@@ -30,7 +30,7 @@ def answer_mean() -> Aggregate:
 
     def weights(where: Where) -> Weights:
         length = jnp.sum(where, axis=-1, keepdims=True)
-        return where / (jnp.maximum(length, 1) * _answers(where)).astype(jnp.float32)
+        return where / _default_float(jnp.maximum(length, 1) * _answers(where))
 
     return weights
 
@@ -39,7 +39,7 @@ def answer_sum() -> Aggregate:
     """w = 1 / answers: the log-probability of an answer is the sum over its tokens, as the policy gradient says."""
 
     def weights(where: Where) -> Weights:
-        return where / _answers(where).astype(jnp.float32)
+        return where / _default_float(_answers(where))
 
     return weights
 
@@ -50,7 +50,7 @@ def fixed_divisor(*, divisor: float) -> Aggregate:
         raise ValueError(f"divisor must be above 0, not {divisor}")
 
     def weights(where: Where) -> Weights:
-        return where / (divisor * _answers(where))
+        return where / (divisor * _default_float(_answers(where)))
 
     return weights
 
@@ -64,7 +64,7 @@ def prompt_mean() -> Aggregate:
     def weights(where: Where) -> Weights:
         tokens = jnp.sum(where, axis=(1, 2), keepdims=True)
         prompts = jnp.maximum(jnp.sum(tokens > 0), 1)
-        return where / (jnp.maximum(tokens, 1) * prompts).astype(jnp.float32)
+        return where / _default_float(jnp.maximum(tokens, 1) * prompts)
 
     return weights
 
@@ -79,7 +79,7 @@ def prompt_answer_sum() -> Aggregate:
     def weights(where: Where) -> Weights:
         answers = jnp.sum(jnp.any(where, axis=-1), axis=1)[:, None, None]
         prompts = jnp.maximum(jnp.sum(answers > 0), 1)
-        return where / (jnp.maximum(answers, 1) * prompts).astype(jnp.float32)
+        return where / _default_float(jnp.maximum(answers, 1) * prompts)
 
     return weights
 
@@ -95,8 +95,8 @@ def variance_reduced_length(*, alpha: float) -> Aggregate:
     def weights(where: Where) -> Weights:
         length = jnp.sum(where, axis=-1, keepdims=True)
         some = length > 0
-        power = jnp.where(some, jnp.maximum(length, 1).astype(jnp.float32) ** -alpha, 0)
-        count = jnp.maximum(jnp.sum(some, axis=1, keepdims=True), 1).astype(jnp.float32)
+        power = jnp.where(some, _default_float(jnp.maximum(length, 1)) ** -alpha, 0)
+        count = _default_float(jnp.maximum(jnp.sum(some, axis=1, keepdims=True), 1))
         mean = jnp.sum(power, axis=1, keepdims=True) / count
         return where * power / (jnp.where(mean > 0, mean, 1) * _answers(where))
 
@@ -105,3 +105,7 @@ def variance_reduced_length(*, alpha: float) -> Aggregate:
 
 def _answers(where: Where):
     return jnp.maximum(jnp.sum(jnp.any(where, axis=-1)), 1)
+
+
+def _default_float(count):
+    return count.astype(jnp.result_type(float))

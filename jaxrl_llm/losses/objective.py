@@ -42,8 +42,8 @@ class Objective:
         return any(w.moving for w in weights)
 
     def coefficients(self) -> Coefficients:
-        """Coefficients of the penalties at the start."""
-        return tuple(jnp.asarray(p.coefficient, jnp.float32) for p in self.penalties)
+        """Coefficients of the penalties at the start, in the default float type."""
+        return tuple(jnp.asarray(p.coefficient, jnp.result_type(float)) for p in self.penalties)
 
     def prepare(self, tokens: Tokens) -> Prepared:
         """Detached coefficients from the whole batch: of the surrogate, then of each penalty. 1 where there is none."""
@@ -91,8 +91,8 @@ class Objective:
     def adapted(self, coefficients: Coefficients, tokens: Tokens) -> Coefficients:
         """Coefficients of the next step, from the mean cost of a token in this one."""
         tokens = masked(tokens)
-        count = jnp.maximum(jnp.sum(tokens.where), 1).astype(jnp.float32)
-        answers = jnp.sum(jnp.any(tokens.where, axis=-1)).astype(jnp.float32)
+        count = jnp.maximum(jnp.sum(tokens.where), 1).astype(jnp.result_type(float))
+        answers = jnp.sum(jnp.any(tokens.where, axis=-1)).astype(jnp.result_type(float))
         mean = lambda penalty: jnp.sum(jnp.where(tokens.where, penalty.cost(tokens), 0)) / count  # noqa: E731
         return tuple(
             penalty.adapt(old, mean(penalty), answers).astype(old.dtype) if penalty.adapt else old

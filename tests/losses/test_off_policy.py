@@ -299,6 +299,5 @@ def test_aggregations_of_pairs_with_the_other_answer_as_baseline(aggregate, bias
     gradient = np.einsum("nt,ntd->nd", per_token[:, 0], score[first])
     gradient += np.einsum("nt,ntd->nd", per_token[:, 1], score[second])
     mean, actual = bigram.moments(gradient, chance[first] * chance[second])
-    # The weights are float32, so these agree to float32.
-    np.testing.assert_allclose(np.linalg.norm(mean - truth()[1]), bias, rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(actual, variance, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(mean - truth()[1]), bias, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(actual, variance, rtol=1e-9)

@@ -27,7 +27,6 @@ from jaxrl_llm.losses import (
 
 RNG = np.random.default_rng(0)
 LOGITS, REFERENCE = RNG.normal(size=(2, 5))  # float64 on the host; cast where x64 is on
-# Coefficients below are sums of powers of 2, the same in float32, in which an objective keeps them, and in float64.
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
@@ -97,19 +96,19 @@ def test_equal_policies_cost_nothing_and_pull_nowhere(estimator):
 
 
 def test_k1_in_the_loss_has_a_gradient_of_expectation_0():
-    np.testing.assert_allclose(gradient_in_the_loss(kl(k1, 0.25, "loss")), 0, atol=1e-15)
+    np.testing.assert_allclose(gradient_in_the_loss(kl(k1, 0.3, "loss")), 0, atol=1e-15)
 
 
 def test_k2_in_the_loss_has_the_gradient_of_the_divergence():
     truth = jax.grad(divergence)(jnp.asarray(LOGITS), REFERENCE)
-    np.testing.assert_allclose(gradient_in_the_loss(kl(k2, 0.25, "loss")), 0.25 * truth, rtol=1e-10)
+    np.testing.assert_allclose(gradient_in_the_loss(kl(k2, 0.3, "loss")), 0.3 * truth, rtol=1e-10)
 
 
 def test_peer_defect_k3_in_the_loss_follows_the_reverse_divergence():
-    gradient = gradient_in_the_loss(kl(k3, 0.25, "loss"))
+    gradient = gradient_in_the_loss(kl(k3, 0.3, "loss"))
     reverse = jax.grad(lambda logits: divergence(jnp.asarray(REFERENCE), logits))(jnp.asarray(LOGITS))
-    np.testing.assert_allclose(gradient, 0.25 * reverse, rtol=1e-10)
-    assert not np.allclose(gradient, 0.25 * jax.grad(divergence)(jnp.asarray(LOGITS), REFERENCE), rtol=0.05)
+    np.testing.assert_allclose(gradient, 0.3 * reverse, rtol=1e-10)
+    assert not np.allclose(gradient, 0.3 * jax.grad(divergence)(jnp.asarray(LOGITS), REFERENCE), rtol=0.05)
 
 
 def test_the_entropy_bonus_raises_the_entropy():
@@ -118,7 +117,7 @@ def test_the_entropy_bonus_raises_the_entropy():
         return -jnp.sum(jnp.exp(logp) * logp)
 
     truth = jax.grad(entropy)(jnp.asarray(LOGITS))
-    np.testing.assert_allclose(gradient_in_the_loss(entropy_bonus(0.25)), -0.25 * truth, rtol=1e-10)
+    np.testing.assert_allclose(gradient_in_the_loss(entropy_bonus(0.3)), -0.3 * truth, rtol=1e-10)
 
 
 # Placement
@@ -195,16 +194,16 @@ def test_k3_of_a_token_that_is_impossible_for_the_policy_is_a_number():
 def test_the_score_term_gives_the_gradient_of_the_expectation(estimator):
     """One token: plain k1 has a gradient of expectation 0 and plain k3 that of the reverse divergence."""
     truth = jax.grad(divergence)(jnp.asarray(LOGITS), REFERENCE)
-    gradient = gradient_in_the_loss(kl(with_score(estimator), 0.25, "loss"))
-    np.testing.assert_allclose(gradient, 0.25 * truth, rtol=1e-10)
-    assert not np.allclose(gradient_in_the_loss(kl(estimator, 0.25, "loss")), 0.25 * truth, rtol=0.05)
+    gradient = gradient_in_the_loss(kl(with_score(estimator), 0.3, "loss"))
+    np.testing.assert_allclose(gradient, 0.3 * truth, rtol=1e-10)
+    assert not np.allclose(gradient_in_the_loss(kl(estimator, 0.3, "loss")), 0.3 * truth, rtol=0.05)
 
 
 def test_k3_unbiased_has_the_value_of_k3():
     tokens = pair(jax.nn.log_softmax(LOGITS), jax.nn.log_softmax(REFERENCE))
     np.testing.assert_array_equal(k3_unbiased(tokens), k3(tokens))
     truth = jax.grad(divergence)(jnp.asarray(LOGITS), REFERENCE)
-    np.testing.assert_allclose(gradient_in_the_loss(kl(k3_unbiased, 0.25, "loss")), 0.25 * truth, rtol=1e-10)
+    np.testing.assert_allclose(gradient_in_the_loss(kl(k3_unbiased, 0.3, "loss")), 0.3 * truth, rtol=1e-10)
 
 
 def test_rao_blackwell_needs_whole_distributions():
@@ -223,7 +222,7 @@ def test_the_adaptive_coefficient(mean, factor):
     logp = jnp.full((1, 2, 4), -1.0)
     tokens = bare_tokens(jnp.ones((1, 2, 4), bool), logp=logp, reference_logp=logp - mean)
     adapted = objective.adapted(objective.coefficients(), tokens)
-    np.testing.assert_allclose(adapted, [0.5 * factor, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(adapted, [0.5 * factor, 0.5], rtol=1e-9)
 
 
 def test_the_adaptive_coefficient_of_nothing_stays():

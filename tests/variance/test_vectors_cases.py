@@ -189,28 +189,18 @@ def all_action(case):
     return moments_of(jnp.asarray(estimates), table.probs, table.gradient)
 
 
-def by_length(power):
-    """w = L^-power / Σ over answers of L^-power: weights of whole answers that add up to 1."""
-
-    def weights(where):
-        each = jnp.sum(where, axis=-1, keepdims=True).astype(float) ** -power
-        return where * each / jnp.sum(each)
-
-    return weights
-
-
 LENGTHS = {
-    "len_seq_sum": by_length(0.0),
-    "len_seq_mean_grpo": lambda where: where / jnp.sum(where, axis=-1, keepdims=True) / where.shape[1],
-    "len_token_mean_dapo": lambda where: where / jnp.sum(where),
-    "len_const_drgrpo": lambda where: where / (LENGTH * where.shape[1]),
-    "len_vl_norm_alpha1": by_length(1.0),
-    "len_vl_norm_alpha0.75": by_length(0.75),
+    "len_seq_sum": answer_sum(),
+    "len_seq_mean_grpo": answer_mean(),
+    "len_token_mean_dapo": token_mean(),
+    "len_const_drgrpo": fixed_divisor(divisor=float(LENGTH)),
+    "len_vl_norm_alpha1": variance_reduced_length(alpha=1.0),
+    "len_vl_norm_alpha0.75": variance_reduced_length(alpha=0.75),
 }
 
 
 def aggregated(case):
-    """len_*: the weights are written here in float64; those of the library are tested against them below."""
+    """len_*"""
     objective = Objective(surrogate=reinforce(), aggregate=LENGTHS[case.estimator])
     return moments(leave_one_out(), bigram("binary"), case.group, objective=objective)
 
@@ -241,23 +231,3 @@ def test_case(key):
     builders = [build for pattern, build in EXPECTED.items() if re.fullmatch(pattern, estimator)]
     assert len(builders) == 1, f"{key} has {len(builders)} builders"
     check_moments(builders[0](Case(problem, estimator, int(group[1:]))), CASES[key])
-
-
-OF_THE_LIBRARY = {
-    "len_seq_sum": answer_sum(),
-    "len_seq_mean_grpo": answer_mean(),
-    "len_token_mean_dapo": token_mean(),
-    "len_const_drgrpo": fixed_divisor(divisor=float(LENGTH)),
-    "len_vl_norm_alpha1": variance_reduced_length(alpha=1.0),
-    "len_vl_norm_alpha0.75": variance_reduced_length(alpha=0.75),
-}
-
-
-@pytest.mark.parametrize("name", OF_THE_LIBRARY)
-def test_weights_of_the_library_are_those_of_the_cases(name):
-    """To float32, in which the library takes them."""
-    acted = bigram("binary").acted
-    for pair in itertools.product((0, 1, 5), repeat=2):
-        where = acted[jnp.asarray(pair)][None]
-        weights = OF_THE_LIBRARY[name](where)
-        np.testing.assert_allclose(weights, LENGTHS[name](where), rtol=2**-22)
