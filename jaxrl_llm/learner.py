@@ -109,10 +109,13 @@ class Learner:
     ) -> tuple[TrainState, dict[str, Float[Array, ""]], Float[Array, "P G"]]:
         """New state, metrics of the step, and the credit of each answer (mean over its tokens).
 
-        Credit is given once, by the whole batch. Without a reference the metric `kl` is left out.
+        Credit is given once, by the whole batch. Without a reference there is no metric `kl`; an exact KL raises then.
         """
         where = rollout.acted & rollout.valid[..., None]
         reference = state.anchor if self.anchor else reference
+        if reference is None and self.objective.uses_exact_kl:
+            needed = "needs a reference policy: give `learn` parameters as `reference`, or the learner an `anchor`"
+            raise ValueError(f"the exact KL penalty of the objective (rao_blackwell) {needed}")
         reference_logp = rollout.policy_logp
         if reference is not None:
             reference_logp, _ = answer_logp(self.policy, reference, *_tokens(rollout))

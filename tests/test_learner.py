@@ -12,11 +12,11 @@ import tiny
 from learners import AGGREGATES, RECIPES, assert_close, assert_same, distance, learner, step, twice
 from plain_decoder import plain_logp, plain_value
 
-from jaxrl_llm import recipes
+from jaxrl_llm import anchors, recipes
 from jaxrl_llm.advantages import no_baseline, per_token
 from jaxrl_llm.config import Config, WarmUp
 from jaxrl_llm.learner import Learner
-from jaxrl_llm.losses import Objective, cross_entropy, token_mean
+from jaxrl_llm.losses import Objective, cross_entropy, k1, kl, rao_blackwell, token_mean
 from jaxrl_llm.losses import reinforce as log_prob
 from jaxrl_llm.programs import Programs, demonstration
 from jaxrl_llm.sharding import MeshShape
@@ -93,6 +93,19 @@ def test_an_extra_division_by_the_batch_is_caught():
     broken = learner(POLICY, recipe, objective=dataclasses.replace(recipe.objective, aggregate=marin))
     once, again = (step(broken, PARAMS, batch, REFERENCE)[0] for batch in (ROLLOUT, twice(ROLLOUT)))
     assert distance(once, again) > 1e-3
+
+
+def test_an_exact_divergence_without_a_reference_is_refused():
+    """As the program is traced; a reference that is handed over and one that the learner keeps both do."""
+    penalties = (kl(k1, 0.1, "reward"), rao_blackwell(0.1, "loss"))
+    objective = Objective(surrogate=log_prob(), aggregate=token_mean(), penalties=penalties)
+    built = learner(POLICY, RECIPES["reinforce"], objective=objective)
+    state = built.init(PARAMS)
+    with pytest.raises(ValueError, match=r"rao_blackwell.*`reference`.*`anchor`"):
+        jax.eval_shape(built.learn, state, None, ROLLOUT)
+    jax.eval_shape(built.learn, state, REFERENCE, ROLLOUT)
+    kept = dataclasses.replace(built, anchor=anchors.refreshed(every=2))
+    jax.eval_shape(kept.learn, kept.init(PARAMS), None, ROLLOUT)
 
 
 @pytest.mark.parametrize("name", RECIPES)
