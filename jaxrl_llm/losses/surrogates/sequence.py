@@ -55,8 +55,9 @@ def gspo(*, low: float = 3e-4, high: float = 4e-4) -> Surrogate:
 def clipped_answer(*, low: float = 0.2, high: float = 0.2) -> Surrogate:
     """min(wA, clip(w, 1 - low, 1 + high) A), w = Π_t ρ_t of the whole answer: what TRL's RLOO clips.
 
-    In the form of single tokens, as `gspo`; with `answer_sum` it is the mean over answers. Answers of one token give
-    `clipped`.
+    In the form of single tokens, as `gspo`: with `answer_sum` the gradient is that of the mean over answers, since
+    ∇w = w Σ_t ∇log π_t. The value is not: each answer counts in it once for each of its tokens. Answers of one token
+    give `clipped`.
     """
 
     def surrogate(tokens: Tokens) -> Values:
