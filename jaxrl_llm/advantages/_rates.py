@@ -130,6 +130,21 @@ def share_of_subsets(
     return jnp.where(inside, own, 0), jnp.where(inside & (place > 1), above, 0)
 
 
+def without_surplus(
+    reward: Float[Array, "P G"], valid: Bool[Array, "P G"], noise: Float[Array, "P G"]
+) -> Bool[Array, "P G"]:
+    """Valid answers that RED-Drop keeps: of more bad than good ones the surplus with the least noise goes.
+
+    An answer is good where r >= the mean of the valid answers (4 ulp of slack, so rounding moves no class), else bad.
+    """
+    slack = 4 * float(jnp.finfo(reward.dtype).eps)
+    r = jnp.where(valid, reward, 0)
+    level = pass_rate(r, valid) - slack * jnp.max(jnp.abs(r), axis=-1, keepdims=True)
+    good, bad = valid & (r >= level), valid & (r < level)
+    surplus = masked.count(bad, -1, keepdims=True) - masked.count(good, -1, keepdims=True)
+    return good | (bad & (order_among(noise, bad) >= surplus))
+
+
 def order_among(noise: Float[Array, "P G"], where: Bool[Array, "P G"]) -> Int[Array, "P G"]:
     """Place 0, 1, ... by noise among the marked answers of a prompt; the others come after them."""
     return jnp.argsort(jnp.argsort(jnp.where(where, noise, jnp.inf), axis=-1), axis=-1)

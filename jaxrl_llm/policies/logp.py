@@ -27,8 +27,7 @@ def answer_logp(
     def read(chosen: Chosen, every: Table):
         return _at(chosen, every), -jnp.sum(jnp.exp(every) * every, axis=-1)
 
-    hidden = (policy.score(params, policy.prefill(params, prompt, prompt_mask), answer),)
-    return _by_slices(policy, (params,), hidden, answer, acted, read)
+    return _read_all(policy, (params,), prompt, prompt_mask, answer, acted, read)
 
 
 def answer_logp_and_kl(
@@ -47,8 +46,7 @@ def answer_logp_and_kl(
         return _at(chosen, every), -jnp.sum(p * every, axis=-1), jnp.sum(p * (every - theirs), axis=-1)
 
     both = (params, jax.lax.stop_gradient(reference))
-    hidden = tuple(policy.score(each, policy.prefill(each, prompt, prompt_mask), answer) for each in both)
-    return _by_slices(policy, both, hidden, answer, acted, read)
+    return _read_all(policy, both, prompt, prompt_mask, answer, acted, read)
 
 
 def answer_energy(
@@ -67,26 +65,28 @@ def answer_energy(
     def read(chosen: Chosen, every: Table):
         return (1 - 2 * jnp.exp(_at(chosen, every)) + jnp.sum(jnp.exp(2 * every), axis=-1),)
 
-    hidden = (policy.score(params, policy.prefill(params, prompt, prompt_mask), answer),)
-    return _by_slices(policy, (params,), hidden, answer, acted, read)[0]
+    return _read_all(policy, (params,), prompt, prompt_mask, answer, acted, read)[0]
 
 
 def _at(chosen: Chosen, every: Table) -> Float[Array, "P G S"]:
     return jnp.take_along_axis(every, chosen[..., None], axis=-1)[..., 0]
 
 
-def _by_slices(
+def _read_all(
     policy: Policy,
     params: tuple[Params, ...],
-    hidden: tuple[Float[Array, "P G T E"], ...],
+    prompt: Int[Array, "P L"],
+    prompt_mask: Bool[Array, "P L"],
     answer: Int[Array, "P G T"],
     acted: Bool[Array, "P G T"],
     read: Callable[..., tuple[Float[Array, "P G S"], ...]],
 ) -> tuple[Float[Array, "P G T"], ...]:
-    """`read(tokens, log-probabilities...)` over slices of the answer axis, recomputed in the backward pass.
+    """`read(tokens, log-probabilities...)` of every position, 0 off `acted`; one table of them for each of `params`.
 
-    At most CHUNK_ELEMENTS logits of a policy (or one position of the batch, where that is more) exist at a time.
+    It goes over slices of the answer axis, recomputed in the backward pass: at most CHUNK_ELEMENTS logits of a policy
+    (or one position of the batch, where that is more) exist at a time.
     """
+    hidden = tuple(policy.score(each, policy.prefill(each, prompt, prompt_mask), answer) for each in params)
     p, g, t = answer.shape
     chunk = max(1, min(t, CHUNK_ELEMENTS // (p * g * policy.vocab_size)))
     chunks = -(-t // chunk)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm import masked
 from jaxrl_llm.advantages._base import AdvantageTransform, Traits, stateless
-from jaxrl_llm.advantages._rates import order_among, pass_rate, weight_on_pass_rate
+from jaxrl_llm.advantages._rates import weight_on_pass_rate, without_surplus
 
 
 def red_drop() -> AdvantageTransform:
@@ -16,12 +16,8 @@ def red_drop() -> AdvantageTransform:
     """
 
     def fn(advantage, rollout):
-        slack = 4 * float(jnp.finfo(advantage.dtype).eps)
-        r = jnp.where(rollout.valid, advantage, 0)
-        level = pass_rate(r, rollout.valid) - slack * jnp.max(jnp.abs(r), axis=-1, keepdims=True)
-        good, bad = rollout.valid & (r >= level), rollout.valid & (r < level)
-        surplus = masked.count(bad, -1, keepdims=True) - masked.count(good, -1, keepdims=True)
-        kept = good | (bad & (order_among(rollout.extras["noise"], bad) >= surplus))
+        kept = without_surplus(advantage, rollout.valid, rollout.extras["noise"])
+        r = jnp.where(kept, advantage, 0)
         return jnp.where(kept, r - masked.mean(r, kept, axis=-1, keepdims=True), 0)
 
     u = lambda c, g: 1 / (2 * max(1 - c / g, 0.5))  # noqa: E731

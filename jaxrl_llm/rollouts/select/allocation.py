@@ -1,22 +1,27 @@
-"""How many answers each prompt gets, so that the batch gradient has the smallest variance for its cost.
+"""How many answers each prompt gets, and selectors that keep to it.
 
-    neyman  n ∝ v               minimises Σ v² / n               v: standard deviation of one answer's gradient
-    gvm     n ∝ g / sqrt(p)     minimises Σ g² / (n p)           p: rate of right answers, g: norm of their score
+    neyman            n ∝ v               minimises Σ v² / n      v: standard deviation of one answer's gradient
+    gvm               n ∝ g / sqrt(p)     minimises Σ g² / (n p)  p: rate of right answers, g: norm of their score
+    estimated_budget  n ∝ 1 / sqrt(p)     within bounds
 
-Both want the mean over the answers of *each* prompt, then the mean over prompts: with one mean over all answers a
-prompt would weigh as many times as it has answers, and the direction would change.
+The first two want the mean over the answers of *each* prompt, then the mean over prompts: with one mean over all
+answers a prompt would weigh as many times as it has answers, and the direction would change. The third wants one mean
+over all answers, for that very reason.
 """
 
+import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrl_llm import masked
 from jaxrl_llm.rollouts.select._gather import first_of, take_answers, with_extras
-from jaxrl_llm.rollouts.select.budget import estimated_budget
 from jaxrl_llm.rollouts.select.plan import Select
 from jaxrl_llm.types import Rollout
+
+HALVINGS = 60  # of the bracket of a scale, on a logarithmic axis: past the last bit of float32
 
 
 def whole_numbers(
@@ -34,14 +39,7 @@ def whole_numbers(
     share = jnp.where(jnp.any(share > 0), share, exists.astype(share.dtype))
     # The largest share is taken out first, so that neither tiny shares vanish nor huge ones overflow in the sum.
     share = share / jnp.maximum(jnp.max(share, initial=0), jnp.finfo(share.dtype).tiny)
-    wanted = total * _normalised(share)
-    rounded = jnp.round(wanted).astype(jnp.int32)
-    residual = jnp.where(share > 0, wanted - rounded, -jnp.inf)
-    # One less at the c smallest residuals of m is one less everywhere and one more at the m - c largest.
-    lack = total - jnp.sum(rounded)
-    each, left = jnp.divmod(lack, jnp.maximum(masked.count(share > 0), 1))
-    place = jnp.argsort(jnp.argsort(-residual, stable=True))
-    return jnp.where(share > 0, rounded + each + (place < left), 0)
+    return _rounded_to(total, total * _normalised(share), share > 0)
 
 
 def neyman(
@@ -87,6 +85,52 @@ def gvm(
     if rate_threshold is not None:
         keep = keep & (p <= rate_threshold)
     return whole_numbers(jnp.where(keep, share, 0), total, exists)
+
+
+def estimated_budget(
+    rate: Float[Array, " P"],
+    minimum: int,
+    maximum: int,
+    total: int,
+    eps: float,
+    exists: Bool[Array, " P"] | None = None,
+) -> Int[Array, " P"]:
+    """n = clip(c / sqrt(rate + eps), minimum, maximum), with c such that Σ n = total (Ada-Est of arXiv 2510.04996).
+
+    Whole numbers as in `whole_numbers`. Σ n is `total` where P·minimum <= total <= P·maximum for the P prompts that
+    exist; outside, each of them gets the bound. Prompts that do not exist get 0. eps > 0 keeps a rate of 0 finite.
+    minimum, maximum: unverified, the paper's values are known second-hand (4 and 32, at about 8 a prompt). ValueError
+    unless 1 <= minimum <= maximum.
+    """
+    if not 1 <= minimum <= maximum:
+        raise ValueError(f"minimum must lie in 1..{max(maximum, 1)}, the maximum, not {minimum}")
+    exists = jnp.ones(rate.shape, bool) if exists is None else exists
+    weight = jax.lax.rsqrt(jnp.where(exists, rate, 1).astype(jnp.float32) + eps)
+    limits = jnp.finfo(weight.dtype)
+
+    def shares(log_scale):
+        return jnp.where(exists, jnp.clip(jnp.exp(log_scale) * weight, minimum, maximum), 0)
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = (low + high) / 2
+        short = jnp.sum(shares(middle)) < total
+        return jnp.where(short, middle, low), jnp.where(short, high, middle)
+
+    largest = jnp.max(weight, where=exists, initial=limits.tiny)
+    smallest = jnp.min(weight, where=exists, initial=limits.max)
+    share = shares(jax.lax.fori_loop(0, HALVINGS, halve, (jnp.log(minimum / largest), jnp.log(maximum / smallest)))[1])
+    return jnp.where(exists, jnp.clip(_rounded_to(total, share, exists), minimum, maximum), 0)
+
+
+def keep_budget(keep: int) -> Select:
+    """The first extras["budget"] [P] valid answers of each prompt, at most `keep`."""
+
+    def select(pool: Rollout) -> Rollout:
+        wanted = pool.valid & (jnp.cumsum(pool.valid, axis=-1) <= pool.extras["budget"][:, None])
+        return take_answers(pool, *first_of(wanted, keep))
+
+    return select
 
 
 def gvm_allocation(
@@ -146,7 +190,7 @@ def estimated_allocation(first: int, total: int, least: int, most: int, eps: flo
 
     def numbers(pool: Rollout, seen: Bool[Array, "P N"]) -> Int[Array, " P"]:
         rate = jnp.clip(masked.mean(pool.reward.astype(jnp.float32), seen, axis=-1), 0, 1)
-        return estimated_budget(rate, least, most, total, eps)
+        return estimated_budget(rate, least, most, total, eps, jnp.any(seen, axis=-1))
 
     def select(pool: Rollout) -> Rollout:
         kept = _by_the_first(first, most, numbers)(pool)
@@ -161,13 +205,22 @@ def _by_the_first(first: int, width: int, numbers: Callable[[Rollout, Array], Ar
     def select(pool: Rollout) -> Rollout:
         if pool.valid.shape[1] < first + width:
             raise ValueError(f"a pool of {first} + {width} answers or more is needed, not of {pool.valid.shape[1]}")
-        number = jnp.cumsum(pool.valid, axis=-1)
-        seen = pool.valid & (number <= first)
-        n = numbers(pool, seen)
-        wanted = pool.valid & ~seen & (number <= first + n[:, None])
-        return with_extras(take_answers(pool, *first_of(wanted, width)), budget=n)
+        seen = pool.valid & (jnp.cumsum(pool.valid, axis=-1) <= first)
+        others = dataclasses.replace(pool, valid=pool.valid & ~seen)
+        return keep_budget(width)(with_extras(others, budget=numbers(pool, seen)))
 
     return select
+
+
+def _rounded_to(total: int | Int[Array, ""], wanted: Float[Array, " P"], where: Bool[Array, " P"]) -> Int[Array, " P"]:
+    """`wanted` rounded, then one more or one less at the largest residuals until the sum over `where` is total."""
+    rounded = jnp.where(where, jnp.round(wanted), 0).astype(jnp.int32)
+    residual = jnp.where(where, wanted - rounded, -jnp.inf)
+    # One less at the c smallest residuals of m is one less everywhere and one more at the m - c largest.
+    lack = total - jnp.sum(rounded)
+    each, left = jnp.divmod(lack, jnp.maximum(masked.count(where), 1))
+    place = jnp.argsort(jnp.argsort(-residual, stable=True))
+    return jnp.where(where, rounded + each + (place < left), 0)
 
 
 def _normalised(share: Float[Array, " P"]) -> Float[Array, " P"]:

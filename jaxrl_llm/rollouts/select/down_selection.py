@@ -1,9 +1,12 @@
 """Draw many answers, train on few: [P G' T] -> [P keep T]. An invalid answer is never kept before a valid one."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxrl_llm import masked
+from jaxrl_llm.advantages._rates import without_surplus
 from jaxrl_llm.rollouts.select._gather import first_of, take_answers, with_extras
 from jaxrl_llm.rollouts.select.plan import Select
 from jaxrl_llm.types import Rollout
@@ -63,23 +66,18 @@ def max_variance(keep: int) -> Select:
 
 
 def drop_surplus_wrong() -> Select:
-    """Of wrong answers (reward below the mean of the group) drop random ones until no more are left than right ones.
+    """Of wrong answers (reward below the mean of the group) drop those with the least extras["noise"] until no more are
+    left than right ones: the same ones to which the weight `red_drop` gives 0.
 
     The dropped become invalid, so a mean or deviation of the group runs over what is left; the shape stays. They also
     leave the counts of an average: divide by a fixed number where they should go on counting, as in the original.
     With 0/1 rewards, k < G/2 right and the mean of the rest as the baseline the expected credit is G / (2(G-k)) times
-    the undropped one. Needs extras["noise"]. RED-Drop of arXiv 2509.24203.
+    the undropped one. RED-Drop of arXiv 2509.24203.
     """
 
     def select(pool: Rollout) -> Rollout:
-        # An all-equal group has a mean of exactly its reward, so rounding never calls it wrong.
-        mean = masked.mean(pool.reward, pool.valid, axis=-1, keepdims=True)
-        wrong = pool.valid & (pool.reward < mean)
-        right = masked.count(pool.valid & ~wrong, axis=-1, keepdims=True)
-        order = jnp.argsort(jnp.where(wrong, pool.extras["noise"], jnp.inf), axis=-1)
-        places = jnp.broadcast_to(jnp.arange(order.shape[1])[None], order.shape)
-        rank = jnp.argsort(order, axis=-1)
-        return take_answers(pool, places, ~wrong | (rank < right))
+        kept = without_surplus(pool.reward, pool.valid, pool.extras["noise"])
+        return dataclasses.replace(pool, valid=kept)
 
     return select
 
@@ -121,8 +119,7 @@ def mark_one_pair(threshold: float) -> Select:
 
 def drop_unselected(rollout: Rollout) -> Rollout:
     """Make invalid what extras["selected"] [P G] does not mark; applied once the credit is known."""
-    places = jnp.broadcast_to(jnp.arange(rollout.valid.shape[1])[None], rollout.valid.shape)
-    return take_answers(rollout, places, rollout.extras["selected"])
+    return dataclasses.replace(rollout, valid=rollout.valid & rollout.extras["selected"])
 
 
 def _one_pair(pool: Rollout, threshold: float) -> tuple[Int[Array, "P 2"], Bool[Array, " P"]]:

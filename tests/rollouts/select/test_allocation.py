@@ -9,8 +9,10 @@ from select_pools import assert_fields_of_the_pool, chance, kept, labels, pool_o
 
 from jaxrl_llm.rollouts.select.allocation import (
     estimated_allocation,
+    estimated_budget,
     gvm,
     gvm_allocation,
+    keep_budget,
     neyman,
     neyman_allocation,
     whole_numbers,
@@ -19,6 +21,9 @@ from jaxrl_llm.rollouts.select.allocation import (
 # GVM @ d640a75: five prompts by its formulas.
 NORM = jnp.array([1.0, 1, 1, 2, 0])
 RATE = jnp.array([0.125, 0.5, 1, 0.25, 0.5])
+
+
+BUDGET = jax.jit(estimated_budget, static_argnums=(1, 2, 3, 4))
 
 
 def numbers(n):
@@ -248,6 +253,56 @@ def test_padding_order_and_lost_answers_change_no_choice():
     # Where no answer is accepted, prompts that do not exist have no part in what all others share.
     none = select(pool_of(np.where(valid, 0, NAN).astype(np.float32), valid))
     assert numbers(none.extras["budget"]) == [4, 4, 3, 3, 3, 3, 0, 0]
+
+
+def test_estimated_budget_follows_the_root_between_its_bounds():
+    rate = jnp.asarray([1.0, 0.25, 0.0625])
+    np.testing.assert_array_equal(BUDGET(rate, 1, 100, 28, 0.0), [4, 8, 16])
+    np.testing.assert_array_equal(BUDGET(rate, 1, 12, 28, 0.0), [5, 11, 12])  # 12, then 16 as 1 : 2
+    np.testing.assert_array_equal(BUDGET(rate, 6, 100, 28, 0.0), [6, 7, 15])  # 6, then 22 as 1 : 2
+    np.testing.assert_array_equal(BUDGET(jnp.zeros(4), 4, 32, 34, 0.01), [9, 9, 8, 8])
+
+
+def test_estimated_budget_spends_the_total_and_no_more():
+    rng = np.random.default_rng(3)
+    for total in (64, 128, 333, 511, 512):
+        for _ in range(5):
+            rate = rng.choice([0, 1, rng.uniform()], size=16) * rng.uniform(size=16)
+            n = np.asarray(BUDGET(jnp.asarray(rate, jnp.float32), 4, 32, total, 0.01))
+            assert n.sum() == total
+            assert n.min() >= 4
+            assert n.max() <= 32
+            order = np.argsort(rate)
+            assert (np.diff(n[order]) <= 1).all(), "a harder prompt has fewer answers"
+    np.testing.assert_array_equal(BUDGET(jnp.zeros(3), 4, 32, 5, 0.01), [4, 4, 4])
+    np.testing.assert_array_equal(BUDGET(jnp.zeros(3), 4, 32, 500, 0.01), [32, 32, 32])
+
+
+def test_budget_keeps_the_first_valid_answers():
+    valid = np.ones((3, 5), bool)
+    valid[1, 0] = False
+    pool = pool_of(np.zeros((3, 5), np.float32), valid, budget=np.array([2, 3, 9]))
+    assert kept(jax.jit(keep_budget(4))(pool)) == [[0, 1], [1, 2, 3], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("minimum", [0, 13])
+def test_bounds_of_a_budget_that_make_no_sense_are_refused(minimum):
+    with pytest.raises(ValueError, match=f"minimum must lie in 1..12, the maximum, not {minimum}"):
+        estimated_budget(jnp.ones(3), minimum, 12, 28, 0.01)
+
+
+@pytest.mark.parametrize(
+    "select", [gvm_allocation(3, 20, 5, 0.5), neyman_allocation(3, 20, 5, 0.1), estimated_allocation(3, 20, 2, 5, 0.1)]
+)
+def test_prompts_that_do_not_exist_take_nothing_from_a_budget(select):
+    reward = np.random.default_rng(2).integers(0, 2, (6, 8)).astype(np.float32)
+    wide = np.full((9, 8), NAN, np.float32)
+    wide[:6] = reward
+    plain, padded = jax.jit(select)(pool_of(reward)), jax.jit(select)(pool_of(wide, ~np.isnan(wide)))
+    np.testing.assert_array_equal(padded.extras["budget"], [*numbers(plain.extras["budget"]), 0, 0, 0])
+    assert kept(padded) == [*kept(plain), [], [], []]
+    nobody = jax.jit(select)(pool_of(np.full((2, 8), NAN, np.float32), np.zeros((2, 8), bool)))
+    np.testing.assert_array_equal(nobody.extras["budget"], [0, 0])
 
 
 def test_a_pool_that_is_too_small_is_refused():

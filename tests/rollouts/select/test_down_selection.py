@@ -11,6 +11,7 @@ from select_pools import assert_fields_of_the_pool, chance, kept, labels, pool_o
 from jaxrl_llm.advantages._base import apply
 from jaxrl_llm.advantages.baselines.group_mean import group_mean
 from jaxrl_llm.advantages.baselines.leave_one_out import leave_one_out
+from jaxrl_llm.advantages.weights.red_drop import red_drop
 from jaxrl_llm.rollouts.select.down_selection import (
     drop_surplus_wrong,
     drop_unselected,
@@ -134,7 +135,17 @@ def test_drop_surplus_does_not_call_an_equal_group_wrong_and_leaves_invalid_answ
     reward = np.array([[0.1] * 7, [1, np.nan, 0, 0, np.nan, 0, 0]], np.float32)
     valid = ~np.isnan(reward)
     out = jax.jit(drop_surplus_wrong())(pool_of(reward, valid, noise=np.linspace(0.9, 0.1, 14).reshape(2, 7)))
-    assert kept(out) == [[0, 1, 2, 3, 4, 5, 6], [0, 6]]
+    assert kept(out) == [[0, 1, 2, 3, 4, 5, 6], [0, 2]]
+
+
+def test_drop_surplus_drops_what_the_weight_of_the_same_name_drops():
+    rng = np.random.default_rng(6)
+    reward, noise = rng.integers(0, 3, (200, 6)).astype(np.float32), rng.uniform(size=(200, 6)).astype(np.float32)
+    pool = pool_of(reward, rng.uniform(size=(200, 6)) < 0.8, noise=noise)
+    out = jax.jit(drop_surplus_wrong())(pool)
+    ours = apply(group_mean(), out.reward, out.valid)
+    assert (np.asarray(pool.valid) & ~np.asarray(out.valid)).any()
+    np.testing.assert_array_equal(ours, apply(red_drop(), pool.reward, pool.valid, noise=pool.extras["noise"]))
 
 
 # OREAL @ 2859cc0: leave-one-out credit of rewards ±1, taken on the whole group of four.

@@ -13,12 +13,10 @@ from select_pools import assert_fields_of_the_pool, chance, kept, labels, pool_o
 from jaxrl_llm.advantages._base import apply
 from jaxrl_llm.advantages.baselines.group_mean import group_mean
 from jaxrl_llm.advantages.baselines.pool_mean import pool_mean
-from jaxrl_llm.rollouts.select.budget import estimated_budget, keep_budget
 from jaxrl_llm.rollouts.select.reinforce_ada import balanced, inverse_rate, positive_first, until_positives
 
 BALANCED, POSITIVE_FIRST = jax.jit(balanced(4, 8, 4)), jax.jit(positive_first(4, 8, 4))
 ONE_AT_A_TIME = jax.jit(until_positives(2, 4, 1, 12))
-BUDGET = jax.jit(estimated_budget, static_argnums=(1, 2, 3, 4))
 SMALL = jax.jit(balanced(4, 4, 2))
 RULES = {
     "balanced": (BALANCED, lambda right, wrong: right >= 2 and wrong >= 2, 4),
@@ -210,33 +208,3 @@ def test_wrong_size_of_a_pool_is_refused():
         balanced(4, 4, 3)(pool_of(np.zeros((1, 8), np.float32)))
     with pytest.raises(ValueError, match="cannot keep 9 of 8"):
         balanced(9, 4, 2)(pool_of(np.zeros((1, 8), np.float32)))
-
-
-def test_estimated_budget_follows_the_root_between_its_bounds():
-    rate = jnp.asarray([1.0, 0.25, 0.0625])
-    np.testing.assert_array_equal(BUDGET(rate, 1, 100, 28, 0.0), [4, 8, 16])
-    np.testing.assert_array_equal(BUDGET(rate, 1, 12, 28, 0.0), [5, 11, 12])  # 12, then 16 as 1 : 2
-    np.testing.assert_array_equal(BUDGET(rate, 6, 100, 28, 0.0), [6, 7, 15])  # 6, then 22 as 1 : 2
-    np.testing.assert_array_equal(BUDGET(jnp.zeros(4), 4, 32, 34, 0.01), [9, 9, 8, 8])
-
-
-def test_estimated_budget_spends_the_total_and_no_more():
-    rng = np.random.default_rng(3)
-    for total in (64, 128, 333, 511, 512):
-        for _ in range(5):
-            rate = rng.choice([0, 1, rng.uniform()], size=16) * rng.uniform(size=16)
-            n = np.asarray(BUDGET(jnp.asarray(rate, jnp.float32), 4, 32, total, 0.01))
-            assert n.sum() == total
-            assert n.min() >= 4
-            assert n.max() <= 32
-            order = np.argsort(rate)
-            assert (np.diff(n[order]) <= 1).all(), "a harder prompt has fewer answers"
-    np.testing.assert_array_equal(BUDGET(jnp.zeros(3), 4, 32, 5, 0.01), [4, 4, 4])
-    np.testing.assert_array_equal(BUDGET(jnp.zeros(3), 4, 32, 500, 0.01), [32, 32, 32])
-
-
-def test_budget_keeps_the_first_valid_answers():
-    valid = np.ones((3, 5), bool)
-    valid[1, 0] = False
-    pool = pool_of(np.zeros((3, 5), np.float32), valid, budget=np.array([2, 3, 9]))
-    assert kept(jax.jit(keep_budget(4))(pool)) == [[0, 1], [1, 2, 3], [0, 1, 2, 3]]
