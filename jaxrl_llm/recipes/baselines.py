@@ -23,8 +23,9 @@ from jaxrl_llm.advantages import (
     shrunk_leave_one_out,
     token_whiten,
 )
-from jaxrl_llm.losses import Objective, answer_mean, answer_sum, clipped, k1, k2, kl, reinforce, token_mean
+from jaxrl_llm.losses import Objective, answer_mean, answer_sum, clipped, k1, k2, reinforce, token_mean
 from jaxrl_llm.recipes._base import Recipe, called
+from jaxrl_llm.recipes._parts import kl_if_any
 
 
 def _policy_gradient(spec: str, advantage: AdvantageTransform, **parts) -> Recipe:
@@ -143,7 +144,7 @@ def reinforce_pp(low: float = 0.2, high: float = 0.2, kl_coefficient: float = 0.
     Verified: row of verl, dead groups included; vector of SkyRL.
     """
     credit = chain(at_end(no_baseline()), reward_to_go(discount=1.0), token_whiten(ddof=1, eps=1e-8, guard="variance"))
-    penalties = (kl(k1, kl_coefficient, "reward"),) if kl_coefficient else ()
+    penalties = kl_if_any(k1, kl_coefficient, "reward")
     return Recipe(
         spec=called(reinforce_pp, locals()),
         advantage=credit,
@@ -156,7 +157,7 @@ def reinforce_pp_baseline(low: float = 0.2, high: float = 0.2, kl_coefficient: f
 
     Verified: row of verl, dead groups included.
     """
-    penalties = (kl(k2, kl_coefficient, "loss"),) if kl_coefficient else ()
+    penalties = kl_if_any(k2, kl_coefficient, "loss")
     return Recipe(
         spec=called(reinforce_pp_baseline, locals()),
         advantage=chain(per_token(group_mean()), token_whiten(ddof=1, eps=1e-8, guard="variance")),

@@ -4,15 +4,15 @@ from jaxrl_llm.advantages import (
     beta_density,
     chain,
     group_mean,
-    group_std,
     leave_one_out,
     moving_average,
     no_baseline,
     per_token,
 )
-from jaxrl_llm.losses import Objective, answer_mean, answer_sum, clipped, fixed_divisor, k1, k3, kl
+from jaxrl_llm.losses import Objective, answer_mean, answer_sum, clipped, fixed_divisor, k1, k3
 from jaxrl_llm.losses import reinforce as log_prob
 from jaxrl_llm.recipes._base import Recipe, called
+from jaxrl_llm.recipes._parts import kl_if_any, standardised
 
 
 def reinforce(baseline: bool = False, decay: float = 0.9) -> Recipe:
@@ -33,7 +33,7 @@ def rloo(kl_coefficient: float = 0.0) -> Recipe:
 
     Verified: exact enumeration; rows of TRL, verl and SkyRL.
     """
-    penalties = (kl(k1, kl_coefficient, "reward"),) if kl_coefficient else ()
+    penalties = kl_if_any(k1, kl_coefficient, "reward")
     return Recipe(
         spec=called(rloo, locals()),
         advantage=per_token(leave_one_out()),
@@ -48,10 +48,10 @@ def grpo(low: float = 0.2, high: float = 0.2, kl_coefficient: float = 0.04, ddof
 
     Verified: rows of TRL, verl and open-instruct; exact enumeration of its weight F'(p).
     """
-    penalties = (kl(k3, kl_coefficient, "loss"),) if kl_coefficient else ()
+    penalties = kl_if_any(k3, kl_coefficient, "loss")
     return Recipe(
         spec=called(grpo, locals()),
-        advantage=per_token(chain(group_mean(), group_std(ddof=ddof, eps=eps))),
+        advantage=per_token(standardised(ddof=ddof, eps=eps)),
         objective=Objective(surrogate=clipped(low=low, high=high), aggregate=answer_mean(), penalties=penalties),
     )
 

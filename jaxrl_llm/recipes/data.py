@@ -1,10 +1,11 @@
 """Methods that differ in the data: which problems are asked, in which order, and how many answers each gets."""
 
-from jaxrl_llm.advantages import chain, group_mean, group_std, leave_one_out, per_token
+from jaxrl_llm.advantages import leave_one_out, per_token
 from jaxrl_llm.advantages.baselines.pool_root_rate import pool_root_rate
 from jaxrl_llm.advantages.weights.maxrl_raw import maxrl_raw
 from jaxrl_llm.losses import Objective, answer_mean, clipped, prompt_answer_sum, reinforce, token_mean
 from jaxrl_llm.recipes._base import Recipe, called
+from jaxrl_llm.recipes._parts import standardised
 from jaxrl_llm.rollouts.curriculum import easy_to_hard, hard_to_easy, near_half
 from jaxrl_llm.rollouts.screening import Screening
 from jaxrl_llm.rollouts.select.allocation import estimated_allocation, gvm_allocation, neyman_allocation
@@ -23,7 +24,7 @@ def rif_rft(attempts: int = 8, at_least: int = 1) -> Recipe:
     """
     return Recipe(
         spec=called(rif_rft, locals()),
-        advantage=_grpo(),
+        advantage=per_token(standardised(ddof=1, eps=1e-6)),
         objective=Objective(surrogate=clipped(), aggregate=answer_mean()),
         screening=Screening(attempts=attempts, keep=lambda correct: solvable(correct, at_least)),
     )
@@ -42,7 +43,7 @@ def sari(order: str = "easy_to_hard", attempts: int = 8, tiers: int | None = Non
     by_rate = ORDERS[order]
     return Recipe(
         spec=called(sari, locals()),
-        advantage=_grpo(),
+        advantage=per_token(standardised(ddof=1, eps=1e-6)),
         objective=Objective(surrogate=clipped(), aggregate=answer_mean()),
         screening=Screening(
             attempts=attempts,
@@ -115,7 +116,3 @@ def reinforce_ada_est(first: int = 4, least: int = 4, most: int = 32, eps: float
         plan=plan,
         gives=("budget", "pool_mean"),
     )
-
-
-def _grpo():
-    return per_token(chain(group_mean(), group_std(ddof=1, eps=1e-6)))

@@ -5,7 +5,6 @@ from jaxrl_llm.advantages import (
     focal,
     gpg_scale,
     group_mean,
-    group_std,
     leave_one_out,
     log_odds,
     maxrl_centred,
@@ -27,6 +26,7 @@ from jaxrl_llm.losses import (
     variance_reduced_length,
 )
 from jaxrl_llm.recipes._base import Recipe, called
+from jaxrl_llm.recipes._parts import standardised
 from jaxrl_llm.rollouts.select.down_selection import max_variance
 from jaxrl_llm.rollouts.select.dynamic_sampling import dynamic_sampling, reroll_until_mixed
 from jaxrl_llm.rollouts.select.plan import Plan
@@ -104,7 +104,7 @@ def dapo(low: float = 0.2, high: float = 0.28, oversampling: int = 2, ddof: int 
     keep = lambda prompts, answers: Plan(select=dynamic_sampling(prompts), prompts=oversampling)  # noqa: E731
     return Recipe(
         spec=called(dapo, locals()),
-        advantage=per_token(chain(group_mean(), group_std(ddof=ddof, eps=eps))),
+        advantage=per_token(standardised(ddof=ddof, eps=eps)),
         objective=Objective(surrogate=clipped(low=low, high=high), aggregate=token_mean()),
         plan=keep if oversampling > 1 else None,
     )
@@ -132,7 +132,7 @@ def pods(factor: int = 4, low: float = 0.2, high: float = 0.2, ddof: int = 1, ep
     plan = lambda prompts, answers: Plan(select=max_variance(answers), answers=factor * answers)  # noqa: E731
     return Recipe(
         spec=called(pods, locals()),
-        advantage=per_token(chain(group_mean(), group_std(ddof=ddof, eps=eps))),
+        advantage=per_token(standardised(ddof=ddof, eps=eps)),
         objective=Objective(surrogate=clipped(low=low, high=high), aggregate=answer_mean()),
         plan=plan,
     )
@@ -157,7 +157,7 @@ def clip_cov_grpo(fraction: float = 2e-4, low: float = 1.0, high: float = 5.0) -
     """
     return Recipe(
         spec=called(clip_cov_grpo, locals()),
-        advantage=per_token(chain(group_mean(), group_std(ddof=1, eps=1e-6))),
+        advantage=per_token(standardised(ddof=1, eps=1e-6)),
         objective=Objective(
             surrogate=clipped(),
             aggregate=token_mean(),
@@ -173,7 +173,7 @@ def kl_cov_grpo(fraction: float = 2e-4, coefficient: float = 0.1) -> Recipe:
     """
     return Recipe(
         spec=called(kl_cov_grpo, locals()),
-        advantage=per_token(chain(group_mean(), group_std(ddof=1, eps=1e-6))),
+        advantage=per_token(standardised(ddof=1, eps=1e-6)),
         objective=Objective(
             surrogate=clipped(),
             aggregate=token_mean(),

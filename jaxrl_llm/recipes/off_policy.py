@@ -1,6 +1,6 @@
 """Methods that differ in what they do once the policy has left the one that sampled: `--epochs 2` or stale data."""
 
-from jaxrl_llm.advantages import AdvantageTransform, chain, group_mean, group_std, leave_one_out, no_baseline, per_token
+from jaxrl_llm.advantages import AdvantageTransform, chain, group_mean, leave_one_out, no_baseline, per_token
 from jaxrl_llm.advantages.baselines.shift import shift
 from jaxrl_llm.advantages.weights.exponential_weight import exponential_weight
 from jaxrl_llm.advantages.weights.red_drop import red_drop
@@ -29,9 +29,9 @@ from jaxrl_llm.losses import (
 )
 from jaxrl_llm.losses.surrogates.rec_pieces import importance, no_regulariser, no_weight, one_side, rec, ring, two_side
 from jaxrl_llm.recipes._base import Recipe, called
+from jaxrl_llm.recipes._parts import standardised
 from jaxrl_llm.rewards._base import stateless
 
-GRPO = chain(group_mean(), group_std(ddof=1, eps=1e-6))
 SIGNS = stateless(lambda rollout: 2 * rollout.reward - 1)  # +1 and -1 in the place of 1 and 0
 
 
@@ -57,7 +57,7 @@ def rec_one_side(weighted: bool = True, low: float = 0.2, high: float = 0.2, sca
 
     Verified: mask table; its gradient with the ratio is that of PPO's clipped surrogate; bandit of the paper.
     """
-    credit = chain(group_mean(), group_std(ddof=0, eps=1e-6)) if scaled else group_mean()
+    credit = standardised(ddof=0, eps=1e-6) if scaled else group_mean()
     weight = importance if weighted else no_weight
     surrogate = rec(mask=one_side(low=low, high=high), weight=weight, regulariser=no_regulariser)
     return _recipe(called(rec_one_side, locals()), credit, surrogate, token_mean())
@@ -123,7 +123,8 @@ def cispo_grpo(high: float = 0.28, low: float = 1.0) -> Recipe:
 
     Verified: verl's and TRL's forms give one gradient; bias by enumeration.
     """
-    return _recipe(called(cispo_grpo, locals()), GRPO, cispo(low=low, high=high), token_mean())
+    credit = standardised(ddof=1, eps=1e-6)
+    return _recipe(called(cispo_grpo, locals()), credit, cispo(low=low, high=high), token_mean())
 
 
 def gspo_grpo(low: float = 3e-4, high: float = 4e-4) -> Recipe:
@@ -131,7 +132,8 @@ def gspo_grpo(low: float = 3e-4, high: float = 4e-4) -> Recipe:
 
     Verified: golden value of Trinity-RFT; equality with PPO for answers of one token.
     """
-    return _recipe(called(gspo_grpo, locals()), GRPO, gspo(low=low, high=high), answer_mean())
+    credit = standardised(ddof=1, eps=1e-6)
+    return _recipe(called(gspo_grpo, locals()), credit, gspo(low=low, high=high), answer_mean())
 
 
 def gmpo(low: float = 0.4, high: float = 0.4) -> Recipe:
@@ -139,7 +141,8 @@ def gmpo(low: float = 0.4, high: float = 0.4) -> Recipe:
 
     Verified: values by hand.
     """
-    return _recipe(called(gmpo, locals()), GRPO, geo_mean(low=low, high=high), answer_mean())
+    credit = standardised(ddof=1, eps=1e-6)
+    return _recipe(called(gmpo, locals()), credit, geo_mean(low=low, high=high), answer_mean())
 
 
 def sapo_grpo(positive: float = 1.0, negative: float = 1.05) -> Recipe:
@@ -147,7 +150,8 @@ def sapo_grpo(positive: float = 1.0, negative: float = 1.05) -> Recipe:
 
     Verified: values and slopes by hand.
     """
-    return _recipe(called(sapo_grpo, locals()), GRPO, sapo(positive=positive, negative=negative), answer_mean())
+    credit = standardised(ddof=1, eps=1e-6)
+    return _recipe(called(sapo_grpo, locals()), credit, sapo(positive=positive, negative=negative), answer_mean())
 
 
 def vespo_reinforce() -> Recipe:
@@ -174,7 +178,8 @@ def tis_grpo(maximum: float = 2.0, answer_level: bool = False) -> Recipe:
     Verified: values by hand; the same for any accumulation and mesh.
     """
     correction = truncated_answer(maximum=maximum) if answer_level else truncated_token(maximum=maximum)
-    return _recipe(called(tis_grpo, locals()), GRPO, proximal(clipped()), token_mean(), correction)
+    credit = standardised(ddof=1, eps=1e-6)
+    return _recipe(called(tis_grpo, locals()), credit, proximal(clipped()), token_mean(), correction)
 
 
 def icepop(low: float = 0.5, high: float = 5.0) -> Recipe:
@@ -183,4 +188,5 @@ def icepop(low: float = 0.5, high: float = 5.0) -> Recipe:
     Verified: vector of verl.
     """
     correction = masked_outside_token(low=low, high=high)
-    return _recipe(called(icepop, locals()), GRPO, proximal(clipped()), token_mean(), correction)
+    credit = standardised(ddof=1, eps=1e-6)
+    return _recipe(called(icepop, locals()), credit, proximal(clipped()), token_mean(), correction)

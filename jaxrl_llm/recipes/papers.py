@@ -1,7 +1,7 @@
 """Methods of single papers: signs, difficulty, rewards, selections and second networks."""
 
 from jaxrl_llm import masked
-from jaxrl_llm.advantages import at_end, chain, group_mean, group_std, leave_one_out, no_baseline, per_token
+from jaxrl_llm.advantages import at_end, chain, leave_one_out, no_baseline, per_token
 from jaxrl_llm.advantages.baselines.pool_mean import pool_mean
 from jaxrl_llm.advantages.tokens.oreal_token_weights import oreal_token_weights
 from jaxrl_llm.advantages.tokens.prime import prime as prime_credit
@@ -30,13 +30,12 @@ from jaxrl_llm.losses import (
     token_mean,
 )
 from jaxrl_llm.recipes._base import Recipe, called
+from jaxrl_llm.recipes._parts import kl_if_any
 from jaxrl_llm.rollouts.select import reinforce_ada as ada
 from jaxrl_llm.rollouts.select.down_selection import keep_random, mark_one_pair
 from jaxrl_llm.rollouts.select.dynamic_sampling import dynamic_sampling
 from jaxrl_llm.rollouts.select.instance_filter import in_band
 from jaxrl_llm.rollouts.select.plan import Plan
-
-GRPO = chain(group_mean(), group_std(ddof=1, eps=1e-6))
 
 
 def bnpo_components(low: float = 0.2, high: float = 0.28, dual: float = 10.0) -> Recipe:
@@ -151,7 +150,7 @@ def stable_reinforce(k: float = 3.0, low: float = 0.2, high: float = 0.2, kl_coe
 
     Verified: both goldens of the filter; finite at log-ratios of 10⁴; equality with PPO inside the clamp.
     """
-    penalties = (kl(k1, kl_coefficient, "reward"),) if kl_coefficient else ()
+    penalties = kl_if_any(k1, kl_coefficient, "reward")
     return Recipe(
         spec=called(stable_reinforce, locals()),
         advantage=per_token(sigma_filter(k=k, ddof=0, eps=1e-8, guard="floor")),

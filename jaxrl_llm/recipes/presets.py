@@ -31,13 +31,13 @@ from jaxrl_llm.losses import (
     gspo,
     k1,
     k3,
-    kl,
     proximal,
     reinforce,
     token_mean,
     truncated_answer,
 )
 from jaxrl_llm.recipes._base import Recipe, called
+from jaxrl_llm.recipes._parts import kl_if_any, standardised
 
 VERL_CLIP = clipped(dual=3.0)
 
@@ -65,7 +65,7 @@ def grpo_as_in_trl(scale_rewards: str = "group", kl_coefficient: float = 0.0) ->
     scales = {"group": group_std(ddof=1, eps=1e-4), "batch": batch_std(ddof=1, eps=1e-4), "none": no_baseline()}
     if scale_rewards not in scales:
         raise ValueError(f"scale_rewards must be one of {', '.join(scales)}, not {scale_rewards!r}")
-    penalties = (kl(k3, kl_coefficient, "loss"),) if kl_coefficient else ()
+    penalties = kl_if_any(k3, kl_coefficient, "loss")
     credit = group_mean() if scale_rewards == "none" else chain(group_mean(), scales[scale_rewards])
     return _preset(called(grpo_as_in_trl, locals()), tokens(credit), clipped(), token_mean(), *penalties)
 
@@ -84,7 +84,7 @@ def rloo_as_in_trl(kl_coefficient: float = 0.05) -> Recipe:
 
     Verified: row of the reference; order of KL and baseline.
     """
-    penalties = (kl(k1, kl_coefficient, "reward"),) if kl_coefficient else ()
+    penalties = kl_if_any(k1, kl_coefficient, "reward")
     return _preset(
         called(rloo_as_in_trl, locals()), tokens(leave_one_out()), clipped_answer(), answer_sum(), *penalties
     )
@@ -97,7 +97,7 @@ def cispo_as_in_trl(epsilon_high: float = 5.0) -> Recipe:
 
     Verified: equality with verl's form.
     """
-    credit = tokens(chain(group_mean(), group_std(ddof=1, eps=1e-4)))
+    credit = tokens(standardised(ddof=1, eps=1e-4))
     return _preset(called(cispo_as_in_trl, locals()), credit, cispo(low=None, high=epsilon_high - 1), token_mean())
 
 
@@ -108,8 +108,8 @@ def grpo_as_in_verl(kl_coefficient: float = 0.001) -> Recipe:
 
     Verified: row of the reference.
     """
-    penalties = (kl(k3, kl_coefficient, "loss"),) if kl_coefficient else ()
-    credit = tokens(chain(group_mean(), group_std(ddof=1, eps=1e-6)))
+    penalties = kl_if_any(k3, kl_coefficient, "loss")
+    credit = tokens(standardised(ddof=1, eps=1e-6))
     return _preset(called(grpo_as_in_verl, locals()), credit, VERL_CLIP, token_mean(), *penalties)
 
 
@@ -184,7 +184,7 @@ def gspo_as_in_verl() -> Recipe:
 
     Verified: golden value of the surrogate.
     """
-    credit = tokens(chain(group_mean(), group_std(ddof=1, eps=1e-6)))
+    credit = tokens(standardised(ddof=1, eps=1e-6))
     return _preset(called(gspo_as_in_verl, locals()), credit, gspo(), answer_mean())
 
 
@@ -195,7 +195,7 @@ def grpo_as_in_openrlhf() -> Recipe:
 
     Verified: row of the credit.
     """
-    credit = tokens(chain(group_mean(), group_std(ddof=1, eps=1e-9)))
+    credit = tokens(standardised(ddof=1, eps=1e-9))
     return _preset(called(grpo_as_in_openrlhf, locals()), credit, clipped(), token_mean())
 
 
@@ -209,7 +209,7 @@ def reinforce_pp_as_in_openrlhf(discount: float = 1.0, kl_coefficient: float = 0
 
     Verified: population whitening by hand.
     """
-    penalties = (kl(k1, kl_coefficient, "reward"),) if kl_coefficient else ()
+    penalties = kl_if_any(k1, kl_coefficient, "reward")
     credit = chain(
         at_end(no_baseline()), reward_to_go(discount=discount), token_whiten(ddof=0, eps=1e-8, guard="floor")
     )
@@ -223,8 +223,8 @@ def grpo_as_in_open_instruct(standard: bool = False, kl_coefficient: float = 0.0
 
     Verified: rows of both forms.
     """
-    credit = chain(group_mean(), group_std(ddof=0, eps=1e-8)) if standard else group_mean()
-    penalties = (kl(k3, kl_coefficient, "loss"),) if kl_coefficient else ()
+    credit = standardised(ddof=0, eps=1e-8) if standard else group_mean()
+    penalties = kl_if_any(k3, kl_coefficient, "loss")
     parts = (*penalties, truncated_answer(maximum=2.0))
     surrogate = proximal(clipped(high=0.272))
     return _preset(called(grpo_as_in_open_instruct, locals()), tokens(credit), surrogate, token_mean(), *parts)
@@ -238,7 +238,7 @@ def grpo_as_in_nemo(leave_one_out_baseline: bool = True) -> Recipe:
     Verified: rows of both forms.
     """
     others = chain(leave_one_out(), leave_one_out_std(eps=1e-6))
-    credit = others if leave_one_out_baseline else chain(group_mean(), group_std(ddof=1, eps=1e-6))
+    credit = others if leave_one_out_baseline else standardised(ddof=1, eps=1e-6)
     return _preset(called(grpo_as_in_nemo, locals()), tokens(credit), clipped(), token_mean())
 
 
@@ -258,7 +258,7 @@ def grpo_as_in_oat() -> Recipe:
 
     Verified: row of the credit.
     """
-    credit = tokens(chain(group_mean(), group_std(ddof=1, eps=1e-8)))
+    credit = tokens(standardised(ddof=1, eps=1e-8))
     return _preset(called(grpo_as_in_oat, locals()), credit, clipped(), answer_mean())
 
 

@@ -4,6 +4,7 @@ from jaxrl_llm.advantages import chain, group_mean, group_std, per_token
 from jaxrl_llm.advantages.weights.difficulty_weight import difficulty_weight
 from jaxrl_llm.losses import Objective, answer_mean, clipped, entropy_bonus, fixed_divisor, k3, kl, token_mean
 from jaxrl_llm.recipes._base import UNCHANGED, Recipe, called
+from jaxrl_llm.recipes._parts import standardised
 from jaxrl_llm.rewards import _base as rewards
 from jaxrl_llm.rewards.controllers.dynamic_hypervolume import dynamic_hypervolume
 from jaxrl_llm.rewards.controllers.gradient_influence import gradient_influence
@@ -16,8 +17,6 @@ from jaxrl_llm.rollouts.curriculum import easy_to_hard
 from jaxrl_llm.rollouts.screening import Screening
 from jaxrl_llm.rollouts.select.dynamic_sampling import dynamic_sampling
 from jaxrl_llm.rollouts.select.plan import Plan
-
-GRPO = chain(group_mean(), group_std(ddof=1, eps=1e-6))
 
 
 def spurious(kind: str = "random", probability: float = 0.5) -> Recipe:
@@ -39,7 +38,7 @@ def spurious(kind: str = "random", probability: float = 0.5) -> Recipe:
         raise ValueError(f"kind must be one of {', '.join(kinds)}, not {kind!r}")
     return Recipe(
         spec=called(spurious, locals()),
-        advantage=per_token(GRPO),
+        advantage=per_token(standardised(ddof=1, eps=1e-6)),
         objective=Objective(surrogate=clipped(high=0.28), aggregate=token_mean()),
         reward=kinds[kind](),
     )
@@ -54,7 +53,7 @@ def simplerl_zoo(independent: bool = False, kl_coefficient: float = 1e-3, entrop
     """
     return Recipe(
         spec=called(simplerl_zoo, locals()),
-        advantage=per_token(GRPO),
+        advantage=per_token(standardised(ddof=1, eps=1e-6)),
         objective=Objective(
             surrogate=clipped(),
             aggregate=token_mean(),
@@ -95,7 +94,7 @@ def critique_coder(low: float = 0.2, high: float = 0.3, oversampling: int = 2) -
     keep = lambda prompts, answers: Plan(select=dynamic_sampling(prompts), prompts=oversampling)  # noqa: E731
     return Recipe(
         spec=called(critique_coder, locals()),
-        advantage=per_token(GRPO),
+        advantage=per_token(standardised(ddof=1, eps=1e-6)),
         objective=Objective(surrogate=clipped(low=low, high=high), aggregate=token_mean()),
         plan=keep if oversampling > 1 else None,
     )
@@ -127,7 +126,7 @@ def hypervolume_weighting(scaled: bool = False) -> Recipe:
     reward = rewards.chain(conciseness(), weighted_components((1 / 3,) * 3), dynamic_hypervolume((True,) * 3))
     return Recipe(
         spec=called(hypervolume_weighting, locals()),
-        advantage=per_token(GRPO if scaled else group_mean()),
+        advantage=per_token(standardised(ddof=1, eps=1e-6) if scaled else group_mean()),
         objective=Objective(surrogate=clipped(), aggregate=token_mean(), penalties=(kl(k3, 1e-3, "loss"),)),
         reward=reward,
     )
@@ -143,7 +142,7 @@ def gradient_weighting(learning_rate: float = 1e-6, mu: float = 1e-5) -> Recipe:
     """
     return Recipe(
         spec=called(gradient_weighting, locals()),
-        advantage=per_token(GRPO),
+        advantage=per_token(standardised(ddof=1, eps=1e-6)),
         objective=Objective(surrogate=clipped(), aggregate=token_mean(), penalties=(kl(k3, 1e-3, "loss"),)),
         reward=gradient_influence((0.5, 0.5), learning_rate, mu),
     )
