@@ -5,6 +5,7 @@ nor its order, nor a neighbour ever changes a sample, and a resumed run needs no
 """
 
 import enum
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ class Stream(enum.IntEnum):
     EVALUATION = 4
     SAMPLE = 5
     SELECTION = 6
+    VARIANCE = 7
 
 
 def stream_key(seed: int, stream: Stream) -> Key[Array, ""]:
@@ -30,6 +32,11 @@ def stream_key(seed: int, stream: Stream) -> Key[Array, ""]:
     if isinstance(seed, int) and not 0 <= seed < 2**32:
         raise ValueError(f"seed must be from 0 to 2**32 - 1, not {seed}: JAX keeps 32 bits, and two seeds would be one")
     return jax.random.fold_in(jax.random.key(seed), int(stream))
+
+
+def named_key(key: Key[Array, ""], name: str) -> Key[Array, ""]:
+    """One key a name, such as the path of a parameter: the same on every machine and under any sharding."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def answer_keys(
