@@ -7,7 +7,7 @@ is what a baseline does: it changes the variance alone. Own derivation.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def fitted(
     target: Callable[[Float[Array, " N"]], Float[Array, " N"]],
     group_size: int,
     *,
-    how: Literal["interpolate", "least squares", "Bernstein"],
+    how: str,
 ) -> Float[Array, " G"]:
     """Coefficients of a polynomial of degree G - 1 that is close to F' = `target`, a function of pass rates.
 
@@ -102,6 +102,11 @@ def least_variance_split(coefficients: Float[Array, " G"], moments: BinaryMoment
     """
     moments = jax.tree.map(jnp.atleast_1d, moments)
     _refuse_idle(moments)
+    return _least(coefficients, moments)
+
+
+@jax.jit
+def _least(coefficients, moments):
     nothing = jnp.zeros(1, coefficients.dtype)
 
     def scheme(x):

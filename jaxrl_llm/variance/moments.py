@@ -240,7 +240,7 @@ def at_least(name: str, unit: str, value: Number, least: int) -> Number:
 
 
 def ratio(above: Number, below: Number, without: float) -> Array:
-    """above/below; 0 where `above` is 0, else `without` where `below` is 0."""
+    """above/below; where `below` is 0 it is `without`, but 0 where `above` is 0 too."""
     above, below = jnp.asarray(above, float), jnp.asarray(below, float)
     divided = above / jnp.where(below == 0, 1, below)
-    return jnp.where(above == 0, 0, jnp.where(below == 0, without, divided))
+    return jnp.where(below == 0, jnp.where(above == 0, 0, without), divided)
