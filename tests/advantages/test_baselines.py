@@ -180,7 +180,7 @@ def test_opo_of_verl():
         length_weighted(leave_one_out=False), reward, acted=np.tile(lengths_to_acted([2, 5, 3, 4]), (3, 1, 1))
     )
     expected = [[0.8571, -0.1429, -0.1429, -0.1429], [0, 0, 0, 0], [-0.3143, -0.0143, 0.3857, -0.1143]]
-    np.testing.assert_allclose(credit, expected, atol=6e-5)
+    np.testing.assert_allclose(credit, expected, atol=6e-5)  # four decimals
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 0.7, 1e30, np.inf])

@@ -115,7 +115,8 @@ def test_padding_and_order_change_nothing(name, plain):
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_dtype_is_kept(name, plain):
-    for dtype, tolerance in ((jnp.bfloat16, 0.1), (jnp.float32, 1e-5), (jnp.float64, 1e-4)):
+    """The value only tells whether the same was computed: bfloat16 has 8 bits, and sums of credit lose some of them."""
+    for dtype, tolerance in ((jnp.bfloat16, 0.1), (jnp.float32, 1e-5), (jnp.float64, 1e-5)):
         with jax.enable_x64(dtype == jnp.float64):
             x = fields()
             actual = credit(TRANSFORMS[name], acted=ACTED, valid=VALID, **x | {"x": jnp.asarray(x["x"], dtype)})
@@ -251,7 +252,7 @@ def plus_plus(transform, groups=GROUPS):
 )
 def test_reinforce_plus_plus_as_in_verl(transform, a, d, f):
     out = plus_plus(transform)
-    np.testing.assert_allclose(out[[0, 3, 5], :, 0], [a, [d] * 4, f], atol=6e-5)
+    np.testing.assert_allclose(out[[0, 3, 5], :, 0], [a, [d] * 4, f], atol=6e-5)  # four decimals
     acted = lengths_to_acted(PEER_LENGTHS, 5)
     np.testing.assert_array_equal(out, np.where(acted, out[..., :1], 0))
 
@@ -367,7 +368,8 @@ def test_optimal_token_baseline_of_others_does_not_move_with_the_own_reward():
         x_[0, 0, 0] - np.asarray(credit(OTB[True, True], x_, ACTED, token_energy=FIELDS["token_energy"]))[0, 0, 0]
         for x_ in (FIELDS["x"], x)
     )
-    np.testing.assert_allclose(before, after, atol=0.1)
+    # Next to 1e6 float32 holds multiples of 1/16; a baseline that moved would differ by 1e5.
+    np.testing.assert_allclose(before, after, atol=1 / 16)
 
 
 # prime
@@ -632,7 +634,7 @@ def test_tea_coefficients_are_detached_from_nothing_but_the_mean():
     slope = jax.jacobian(lambda logp: tea_coefficients(advantage, logp, where))(logp)[0, 0, :, 0, 0]
     share = np.asarray(tea_coefficients(advantage, logp, where))[0, 0] / 10
     centred = np.asarray(advantage)[0, 0] - 0.2
-    np.testing.assert_allclose(slope, 10 * (np.diag(share) - np.outer(share, share)) * centred, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(slope, 10 * (np.diag(share) - np.outer(share, share)) * centred, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("length", [0, 1, 3])

@@ -52,7 +52,7 @@ def test_the_parts_give_the_gradient_of_the_name(name):
     tokens = batch(spread=0.6)
     expected = np.where(tokens.where, slope_of(named, tokens), 0)
     parts = losses.unified(mask=mask, denominator=denominator, advantage=advantage)
-    np.testing.assert_allclose(np.where(tokens.where, slope_of(parts, tokens), 0), expected, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(np.where(tokens.where, slope_of(parts, tokens), 0), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_names_differ_from_each_other():

@@ -257,7 +257,7 @@ def test_gradient_influence_ignores_a_constant_added_to_every_influence():
 def test_gradient_influence_a_weight_that_sank_comes_back():
     away, back = np.diag([1e6, 0.0]), np.diag([0.0, 200.0])
     sunk = weights(gradient_influence((1, 1)), away)
-    assert sunk[1] == pytest.approx(1e-6, rel=1e-3)
+    assert sunk[1] == pytest.approx(1e-6, rel=1e-5)
     assert weights(gradient_influence((1, 1)), away, back)[1] > 0.99
     w = np.array([1.0, 0.0])  # as released: log 0 stays
     with np.errstate(divide="ignore"):
@@ -317,4 +317,4 @@ def test_scale_of_the_parts_matters_under_a_std_and_scale_of_the_whole_does_not(
     three, one = (scale_schedule(tool_bounds(c)).update(rollout, jnp.asarray(0))[0] for c in (3, 1))
     assert np.abs(credit(three) - credit(one)).max() > 0.1
     doubled = dataclasses.replace(three, reward=2 * three.reward + 7)
-    np.testing.assert_allclose(credit(doubled), credit(three), rtol=1e-4)
+    np.testing.assert_allclose(credit(doubled), credit(three), rtol=1e-5)

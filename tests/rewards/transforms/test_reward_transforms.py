@@ -270,7 +270,7 @@ def test_log_sigmoid_golden():
     u = shaped(log_sigmoid_conjunction((0, 0)), components=tied)
     np.testing.assert_allclose(u, [[-10.00009, -1.38629]], atol=5e-6)
     np.testing.assert_array_equal(shaped(weighted_components((1, 1)), components=tied), [[0, 0]])
-    assert u[0, 1] - u[0, 0] == pytest.approx(8.6138, abs=1e-4)
+    assert u[0, 1] - u[0, 0] == pytest.approx(8.61380, abs=1e-5)
     by_prompt = jnp.asarray([[0.0, 0.0]])
     again = shaped(log_sigmoid_conjunction(), components=tied, reference_reward=by_prompt)
     np.testing.assert_array_equal(again, u)
@@ -281,7 +281,7 @@ def test_log_sigmoid_identities():
     np.testing.assert_allclose(shaped(log_sigmoid_centred(1.5), reward=[[1.5]]), -np.log(2), rtol=1e-6)
     far = shaped(log_sigmoid_centred(40.0), reward=reward)
     np.testing.assert_allclose(far, reward - 40, rtol=1e-6)
-    np.testing.assert_allclose(credit(group_mean(), far), credit(group_mean(), reward), atol=1e-4)
+    np.testing.assert_allclose(credit(group_mean(), far), credit(group_mean(), reward), atol=1e-5)
     u = shaped(log_sigmoid_centred(0.0), reward=reward)
     assert (u <= 0).all()
     assert (np.diff(u[0]) > 0).all()
@@ -319,7 +319,8 @@ def test_reference_rewards():
     normal = 2 + 3 * jax.scipy.special.ndtri((jnp.arange(2001.0) + 0.5) / 2001)[None]  # quantiles of N(2, 9)
     everything = jnp.ones(normal.shape, bool)
     both = gaussian_reference(normal, everything, ddof=0), quantile_reference(normal, everything)
-    np.testing.assert_allclose(*both, atol=0.01)
+    # Between two of the 2001 values at the 0.85 quantile lie 3 / (2001 · φ(1.036)) = 0.0064.
+    np.testing.assert_allclose(*both, atol=0.0065)
     assert quantile_reference(normal.astype(jnp.bfloat16), everything).dtype == jnp.bfloat16
 
 
@@ -344,8 +345,9 @@ def test_verifier_shaped_groups_of_one_class_keep_a_signal():
     np.testing.assert_array_equal(credit(GRPO, [[0, 0, 0]]), [[0, 0, 0]])
     verifier = credit(GRPO, [[1.0, 0, 0]])
     np.testing.assert_allclose(credit(GRPO, shaped(shape, components=tied)), verifier, rtol=1e-5)
-    narrow = [[[0.0, 0], [0.01, 0], [0.02, 0]]]  # a std normalisation makes a unit signal of any spread
-    np.testing.assert_allclose(np.abs(credit(GRPO, shaped(shape, components=narrow))).max(), 1, rtol=1e-3)
+    # A std normalisation makes a unit signal of any spread, here but for the bend of the sigmoid.
+    narrow = [[[0.0, 0], [0.01, 0], [0.02, 0]]]
+    np.testing.assert_allclose(np.abs(credit(GRPO, shaped(shape, components=narrow))).max(), 1, rtol=2e-5)
 
 
 def test_gap_reward_is_a_baseline_of_its_prompt():
