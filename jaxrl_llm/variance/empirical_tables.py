@@ -143,9 +143,8 @@ class Comparison:
                     axis.plot([low, high], [at, at], color=colour, linewidth=2)
                     axis.plot([value], [at], "o", color=colour)
                 else:
-                    axis.text(
-                        0.5, at, "below resolution", transform=axis.get_yaxis_transform(), ha="center", va="center"
-                    )
+                    where = {"transform": axis.get_yaxis_transform(), "ha": "center", "va": "center"}
+                    axis.text(0.5, at, "below resolution", **where)
             axis.axvline(1, color="0.6", linewidth=1, zorder=0)
             axis.set_xlabel(label)
         axes[0].set_yticks(range(len(names)), names)
