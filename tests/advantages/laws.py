@@ -216,9 +216,10 @@ def eight_devices_agree_with_one(transform):
 
 @law
 def the_dtype_is_kept(transform):
+    """The value only tells whether the same was computed: bfloat16 has 8 bits, and a deviation costs some."""
     state = seasoned(transform)
     whole, after = of(transform, WORLD, state)
-    for dtype, tolerance in ((jnp.bfloat16, 0.1), (jnp.float32, 1e-5), (jnp.float64, 1e-3)):
+    for dtype, tolerance in ((jnp.bfloat16, 0.1), (jnp.float32, 1e-5), (jnp.float64, 1e-4)):
         with jax.enable_x64(dtype == jnp.float64):
             credit, moved = of(transform, world(REWARD, VALID, dtype), state)
             assert credit.dtype == dtype, f"{dtype.__name__} became {credit.dtype}"
