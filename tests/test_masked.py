@@ -135,3 +135,34 @@ def test_count():
     assert masked.count(jnp.asarray(WHERE), -1, keepdims=True).shape == (4, 3, 1)
     with jax.enable_x64(True):
         assert masked.count(jnp.asarray(WHERE)).dtype == jnp.int32
+
+
+RANKED = jax.jit(masked.kth_smallest)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("kind", ["normal", "ties", "zeros of both signs", "infinite"])
+def test_every_rank_is_that_of_a_sort(dtype, kind):
+    x = np.random.default_rng(1).normal(size=WHERE.shape) * 1e-3
+    x = {
+        "normal": x,
+        "ties": np.round(1e3 * x),
+        "zeros of both signs": np.sign(x) * 0.0,
+        "infinite": np.where(np.abs(x) > 1e-3, np.copysign(np.inf, x), x),
+    }[kind]
+    with jax.enable_x64(dtype == "float64"):
+        array = jnp.asarray(x, dtype)
+        for k, expected in enumerate(np.sort(np.asarray(array, np.float64)[WHERE]), 1):
+            found = RANKED(jnp.where(WHERE, array, jnp.nan), jnp.asarray(WHERE), jnp.int32(k))
+            assert found.dtype == array.dtype
+            assert float(found) == expected
+
+
+def test_ranks_that_are_not_there():
+    """Past the last, and of no entries, NaN; NaN comes last."""
+    three = jnp.array([2.0, np.nan, -1.0])
+    numbers = [float(RANKED(three, jnp.ones(3, bool), jnp.int32(k))) for k in (1, 2, 3, 4)]
+    np.testing.assert_array_equal(numbers, [-1, 2, np.nan, np.nan])
+    assert np.isnan(RANKED(three, jnp.zeros(3, bool), jnp.int32(1)))
+    slope = jax.grad(lambda x: masked.kth_smallest(x, jnp.ones(3, bool), jnp.int32(2)))(jnp.array([3.0, 1.0, 2.0]))
+    np.testing.assert_array_equal(slope, 0)

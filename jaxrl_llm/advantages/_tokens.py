@@ -24,8 +24,11 @@ def to_go(x: Values, where: Where, discount: float | int) -> Values:
     """yₜ = Σ discount^(acted tokens from t up to u, u not counted) · xᵤ over the acted u >= t.
 
     At a hole y is that of the next acted token, past the last one 0. The linear recurrence yₜ = xₜ + aₜ·yₜ₊₁, with a
-    the discount at acted tokens and 1 elsewhere, is an associative scan, so its depth is log T.
+    the discount at acted tokens and 1 elsewhere, is an associative scan, so its depth is log T; without discount it is
+    a sum from the back, which is cheaper.
     """
+    if discount == 1:
+        return jax.lax.cumsum(jnp.where(where, x, 0), axis=x.ndim - 1, reverse=True)
     factor = jnp.where(where, jnp.asarray(discount, x.dtype), 1)
 
     def join(late, early):
@@ -37,8 +40,10 @@ def to_go(x: Values, where: Where, discount: float | int) -> Values:
 
 def following(x: Values, where: Where) -> Values:
     """x of the next acted token after t; 0 after the last."""
-    here_or_later = to_go(x, where, 0.0)
-    return jnp.concatenate([here_or_later[..., 1:], jnp.zeros_like(x[..., :1])], axis=-1)
+    length = x.shape[-1]
+    here_or_later = jax.lax.cummin(jnp.where(where, jnp.arange(length), length), axis=x.ndim - 1, reverse=True)
+    later = jnp.concatenate([here_or_later[..., 1:], jnp.full_like(here_or_later[..., :1], length)], axis=-1)
+    return jnp.where(later < length, jnp.take_along_axis(x, jnp.minimum(later, length - 1), axis=-1), 0)
 
 
 def position(where: Where) -> Int[Array, "P G T"]:
@@ -46,14 +51,23 @@ def position(where: Where) -> Int[Array, "P G T"]:
     return jnp.cumsum(where, axis=-1, dtype=jnp.int32) - where.astype(jnp.int32)
 
 
-def compact(x: Values, where: Where) -> Values:
-    """The acted tokens of each answer moved to the front in their order, the rest 0."""
-    x = jnp.where(where, x, 0)
-    return jnp.take_along_axis(x, jnp.argsort(~where, axis=-1, stable=True), axis=-1)
+def numbered(where: Where) -> Int[Array, "P G T"]:
+    """At k the place of acted token number k of the answer, in 0 ... T-1; T where it has fewer."""
+    length = where.shape[-1]
+    places, none = jnp.arange(length, dtype=jnp.int32), jnp.full(length, length, jnp.int32)
+    # Every hole aims beyond the end, and is dropped.
+    row = lambda target: none.at[target].set(places, mode="drop")  # noqa: E731
+    return jax.vmap(jax.vmap(row))(jnp.where(where, position(where), length))
+
+
+def compact(x: Values, place: Int[Array, "P G T"]) -> Values:
+    """The tokens of each answer at the places of `numbered`, in their order; the rest 0."""
+    length = x.shape[-1]
+    return jnp.where(place < length, jnp.take_along_axis(x, jnp.minimum(place, length - 1), axis=-1), 0)
 
 
 def spread(x: Values, where: Where) -> Values:
-    """The inverse of `compact`: acted token number k of an answer gets x at k, the rest 0."""
+    """The way back from `compact`: acted token number k of an answer gets x at k, the rest 0."""
     return jnp.where(where, jnp.take_along_axis(x, position(where) % x.shape[-1], axis=-1), 0)
 
 
@@ -63,11 +77,9 @@ def top_fraction(score: Values, where: Where, fraction: float | int) -> Where:
     Tokens that tie with the k-th are all kept, so that no order of the batch decides. ⌊fraction · n⌋ is taken in the
     default float type.
     """
-    score = jnp.where(where, score, -jnp.inf)
     n = masked.count(where)
-    k = jnp.clip(jnp.floor(fraction * n).astype(jnp.int32), 1, score.size)
-    threshold = jnp.sort(score, axis=None, descending=True)[k - 1]
-    return where & (score >= threshold)
+    k = jnp.clip(jnp.floor(fraction * n).astype(jnp.int32), 1, jnp.maximum(n, 1))
+    return where & (score >= masked.kth_smallest(score, where, n - k + 1))
 
 
 def spans_to_tokens(start: Spans, end: Spans, score: Float[Array, "*B S"], length: int) -> Float[Array, "*B {length}"]:
@@ -92,18 +104,34 @@ def length_damping(position: Int[Array, "*S"], suggested_length: float | int, sl
 def energy_baselined(x: Values, energy: Values, where: Where, leave_one_out: bool, zero_tail: bool) -> Values:
     """x less its mean over the answers at the same acted-token number, weighted by the energy spent so far.
 
-    Written as Σⱼ Wⱼ(xᵢ - xⱼ) / Σⱼ Wⱼ: equal answers get exactly 0, and no large own term is added and taken away again.
+    All x are taken less the largest of the group, so that equal answers get exactly 0; the sums over the others leave
+    the own term out, so that no large one is added and taken away again.
     """
     spent = jnp.cumsum(jnp.where(where, energy, 0), axis=-1)
-    x, spent, alive = compact(x, where), compact(spent, where), compact(where.astype(x.dtype), where)
-    others = 1 - jnp.eye(x.shape[1], dtype=x.dtype)[None, :, :, None]
-    pair = alive[:, None] * (others if leave_one_out else jnp.ones_like(others))
-    weight = pair * spent[:, None]
-    weight = jnp.where(jnp.sum(weight, axis=2, keepdims=True) > 0, weight, pair)
-    mass = jnp.sum(weight, axis=2)
-    credit = jnp.sum(weight * (x[:, :, None] - x[:, None]), axis=2) / jnp.where(mass > 0, mass, 1)
-    alone = jnp.sum(alive, axis=1, keepdims=True) < 2
-    return spread(jnp.where(alone, x if zero_tail else 0, credit), where)
+    place = numbered(where)
+    x, spent, alive = compact(x, place), compact(spent, place), place < x.shape[-1]
+    n = masked.count(alive, axis=1, keepdims=True)
+    peak = jnp.max(jnp.where(alive, x, -jnp.inf), axis=1, keepdims=True, initial=-jnp.inf)
+    below = jnp.where(alive, x - jax.lax.stop_gradient(jnp.where(n > 0, peak, 0)), 0)
+    terms = spent, spent * below, below
+    mass, weighted, plain = _of_others(terms) if leave_one_out else jax.tree.map(_of_all, terms)
+    count = jnp.maximum(n - alive if leave_one_out else n, 1).astype(x.dtype)
+    some = mass > 0
+    mean = jnp.where(some, weighted, plain) / jnp.where(some, mass, count)
+    return spread(jnp.where(n < 2, x if zero_tail else 0, below - mean), where)
+
+
+def _of_all(x: Values) -> Float[Array, "P 1 T"]:
+    return jnp.sum(x, axis=1, keepdims=True)
+
+
+def _of_others(terms: tuple[Values, ...]) -> tuple[Values, ...]:
+    """Σ_{j≠i} xⱼ over the group, as the sum before i plus the sum after it."""
+    add = lambda total, row: (jax.tree.map(jnp.add, total, row), total)  # noqa: E731
+    rows = tuple(jnp.moveaxis(x, 1, 0) for x in terms)
+    zero = tuple(jnp.zeros_like(x[0]) for x in rows)
+    before, after = (jax.lax.scan(add, zero, rows, reverse=back)[1] for back in (False, True))
+    return tuple(jnp.moveaxis(a + b, 0, 1) for a, b in zip(before, after, strict=True))
 
 
 def leave_one_out_of(reward: Values, where: Where) -> Values:

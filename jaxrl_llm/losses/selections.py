@@ -34,7 +34,7 @@ def clip_cov(
         cov, ratio = _covariance(tokens), exponential(token_log_ratio(tokens))
         stopped = ((tokens.advantage > 0) & (ratio > 1 + clip_high)) | ((tokens.advantage < 0) & (ratio < 1 - clip_low))
         eligible = tokens.where & (cov > low) & (cov < high) & ~stopped
-        chosen = _first(tokens.noise, jnp.zeros_like(cov), eligible, _share(tokens.where, fraction))
+        chosen = _first((tokens.noise,), eligible, _share(tokens.where, fraction))
         return jnp.where(chosen, 0, jnp.ones_like(cov))
 
     return Correction(weight, moving=True)
@@ -50,7 +50,7 @@ def kl_cov(*, fraction: float = 2e-4, coefficient: float = 1.0) -> Penalty:
 
     def share(tokens: Tokens) -> Values:
         cov = _covariance(tokens)
-        chosen = _first(-cov, tokens.noise, tokens.where, _share(tokens.where, fraction))
+        chosen = _first((-cov, tokens.noise), tokens.where, _share(tokens.where, fraction))
         return chosen.astype(cov.dtype)
 
     def cost(tokens: Tokens) -> Values:
@@ -106,8 +106,17 @@ def _share(where: Where, fraction: float):
     return jnp.maximum(jnp.floor(fraction * masked.count(where).astype(jnp.float32)), 1).astype(jnp.int32)
 
 
-def _first(key: Values, tie: Values, where: Where, k) -> Where:
-    """The k entries of smallest (key, tie) among those where True; all of them where there are fewer."""
-    order = jnp.lexsort((tie.ravel(), key.ravel(), ~where.ravel()))
-    rank = jnp.zeros(order.shape, jnp.int32).at[order].set(jnp.arange(order.size, dtype=jnp.int32))
-    return where & (rank.reshape(where.shape) < k)
+def _first(keys: tuple[Values, ...], where: Where, k) -> Where:
+    """The k entries of smallest keys among those where True, the first key first; all of them where there are fewer.
+
+    What ties in all keys goes by place.
+    """
+    chosen = jnp.zeros_like(where)
+    for key in keys:
+        left = k - masked.count(chosen)
+        last = masked.kth_smallest(key, where, jnp.minimum(left, masked.count(where)))
+        below = where & (key < last)
+        chosen, where = chosen | below, where & (key == last)
+    left = k - masked.count(chosen)
+    rank = jnp.cumsum(where, axis=None, dtype=jnp.int32).reshape(where.shape)
+    return chosen | (where & (rank <= left))

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrl_llm import losses
 from jaxrl_llm.losses import Correction, Objective, bare_tokens, reinforce, token_mean
+from jaxrl_llm.losses.selections import _covariance
 
 CORRECTIONS = {
     "truncated_token": losses.truncated_token(maximum=1.2),
@@ -277,6 +278,24 @@ def test_kl_cov_takes_one_token_at_least_and_no_more_where_all_are_equal():
         assert not np.any(weight[~np.asarray(tokens.where)])
     noise = np.where(tokens.where, tokens.noise, 1.0)
     assert np.argmax(weight) == np.argmin(noise)  # of the equal ones, the same on any mesh and in any order
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.9, 1.0])
+def test_kl_cov_breaks_ties_by_noise_and_then_by_place(fraction):
+    """A few values of credit and noise, so that both tie; the order is that of a sort by (-cov, noise, place)."""
+    tokens = batch(shape=(6, 4, 8))
+    coarse = {
+        "advantage": jnp.sign(tokens.advantage),
+        "logp": jnp.full_like(tokens.logp, -1.0).at[:, :, ::3].set(-2.0),
+        "noise": jnp.floor(2 * tokens.noise) / 2,
+    }
+    tokens = dataclasses.replace(tokens, **coarse)
+    where = np.asarray(tokens.where).ravel()
+    cov, noise = _covariance(tokens).ravel(), np.asarray(tokens.noise).ravel()
+    order = sorted(np.flatnonzero(where), key=lambda i: (-float(cov[i]), float(noise[i]), i))
+    expected = np.isin(np.arange(where.size), order[: max(int(np.float32(fraction) * where.sum()), 1)])
+    assert len(set(zip(np.asarray(cov)[where], noise[where], strict=True))) < where.sum() / 4
+    np.testing.assert_array_equal(weight_of(losses.kl_cov(fraction=fraction).weight, tokens).ravel() == 1, expected)
 
 
 def test_kl_cov_costs_the_distance_to_the_policy_that_sampled():
