@@ -33,17 +33,20 @@ class Correction(NamedTuple):
 
 
 def truncated_token(*, maximum: float) -> Correction:
-    """min(w_t, maximum) per token (truncated importance sampling)."""
+    """min(w_t, maximum) per token (truncated importance sampling: Yao et al., 2025)."""
     return Correction(lambda tokens: jnp.minimum(_sampling_ratio(token_log_ratio, tokens), maximum))
 
 
 def truncated_answer(*, maximum: float) -> Correction:
-    """min(Π_t w_t, maximum), the same at every token of the answer."""
+    """min(Π_t w_t, maximum), the same at every token of the answer (open-instruct e6c3044: maximum 2)."""
     return Correction(lambda tokens: jnp.minimum(_sampling_ratio(answer_log_ratio, tokens), maximum))
 
 
 def masked_outside_token(*, low: float, high: float) -> Correction:
-    """w_t where low <= w_t <= high, else 0 (IcePop). It drops what truncation keeps: a token far off is left out."""
+    """w_t where low <= w_t <= high, else 0. It drops what truncation keeps: a token far off is left out.
+
+    IcePop (Ling team, 2025).
+    """
     return Correction(lambda tokens: _or_zero(_sampling_ratio(token_log_ratio, tokens), low, high))
 
 
@@ -53,7 +56,10 @@ def masked_outside_answer(*, low: float, high: float) -> Correction:
 
 
 def masked_outside_mean(*, low: float, high: float) -> Correction:
-    """w_t, not truncated, where low <= (Π_t w_t)^(1/L) <= high, else 0 for the whole answer of L tokens."""
+    """w_t, not truncated, where low <= (Π_t w_t)^(1/L) <= high, else 0 for the whole answer of L tokens.
+
+    OpenRLHF 3c3be62, `seq-mask-tis`.
+    """
 
     def weight(tokens: Tokens) -> Values:
         mean = _sampling_ratio(mean_log_ratio, tokens)
@@ -63,7 +69,10 @@ def masked_outside_mean(*, low: float, high: float) -> Correction:
 
 
 def batch_normalised(correction: Correction) -> Correction:
-    """w / mean of w over the acted tokens of the batch, so that the mean is 1. All weights 0: they stay 0."""
+    """w / mean of w over the acted tokens of the batch, so that the mean is 1. All weights 0: they stay 0.
+
+    An option of the rollout correction of verl (1dda039).
+    """
 
     def weight(tokens: Tokens) -> Values:
         w = correction.weight(tokens)
@@ -88,7 +97,7 @@ def self_normalised_group() -> Correction:
     """n w_i / Σ_j w_j over the n answers of a group, w = Π_t π_t/μ_t of the current policy: mean 1 in every group.
 
     With `reinforce` and `answer_sum` self-normalised importance sampling: consistent, biased in a finite group. A group
-    of one has weight 1, whatever its ratio. Moving.
+    of one has weight 1, whatever its ratio. Moving. Owen, 2013.
     """
     return Correction(lambda tokens: _self_normalised(tokens, axis=1), moving=True)
 
@@ -101,7 +110,7 @@ def self_normalised_batch() -> Correction:
 def effective_sample_size(weight: Values, where: Bool[Array, "P G T"]) -> Float[Array, ""]:
     """(Σ w)² / (N Σ w²) over the N entries where True, in [1/N, 1]: 1/(1 + χ²). 0 where all weights are 0.
 
-    Of answers rather than tokens: pass the weights and a mask [P G 1] with one entry an answer.
+    Of answers rather than tokens: pass the weights and a mask [P G 1] with one entry an answer. Kong, 1992.
     """
     # The largest weight is taken out first: squares of ratios overflow where ratios do not.
     peak = jnp.max(jnp.where(where, jnp.abs(weight), 0))

@@ -1,4 +1,4 @@
-"""Mean of the other prompts' answers as the baseline."""
+"""Mean of the other prompts' answers as the baseline (own derivation)."""
 
 import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""Leave-one-out baseline shrunk towards 0."""
+"""Leave-one-out baseline shrunk towards 0 (own derivation)."""
 
 import jax.numpy as jnp
 

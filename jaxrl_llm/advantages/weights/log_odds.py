@@ -1,4 +1,4 @@
-"""Centred reward divided by p(1-p): ascent of the log-odds of the pass rate."""
+"""Centred reward divided by p(1-p): ascent of the log-odds of the pass rate (Davis and Recht, arXiv 2510.13651)."""
 
 import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""Weight by a power of p(1-p): GRPO, Dr. GRPO and Observe-R1 on one axis."""
+"""Weight by a power of p(1-p): GRPO, Dr. GRPO and Observe-R1 on one axis (own derivation)."""
 
 import jax
 import jax.numpy as jnp

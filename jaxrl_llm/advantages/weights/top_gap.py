@@ -1,4 +1,4 @@
-"""Credit for the best answer alone: its lead over the second best."""
+"""Credit for the best answer alone: its lead over the second best (own derivation)."""
 
 from jaxrl_llm import masked
 from jaxrl_llm.advantages._base import AdvantageTransform, Traits, stateless

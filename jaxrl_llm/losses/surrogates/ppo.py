@@ -123,6 +123,7 @@ def probability() -> Surrogate:
 def proximal(surrogate: Surrogate) -> Surrogate:
     """The same surrogate with the policy that sampled in the place of the distribution that was sampled from.
 
-    ρ becomes π/π_old, and what π_old/μ does is left to a correction: three policies, not two (decoupled objective).
+    ρ becomes π/π_old, and what π_old/μ does is left to a correction: three policies, not two (decoupled objective:
+    Hilton et al., 2021, arXiv 2110.00641).
     """
     return lambda tokens: surrogate(dataclasses.replace(tokens, behaviour_logp=tokens.policy_logp))

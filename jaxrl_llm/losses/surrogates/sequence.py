@@ -24,7 +24,7 @@ def sequence_ratio() -> Surrogate:
     """w A, w = Π_t ρ_t: exact importance sampling of whole answers.
 
     The only unbiased weight here for a credit of the whole answer; its variance grows exponentially with length and
-    staleness. Neutral to baselines.
+    staleness. Neutral to baselines. Precup et al., 2000.
     """
     return lambda tokens: _weighted(answer_log_ratio(tokens), tokens)
 

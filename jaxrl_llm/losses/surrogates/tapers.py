@@ -17,7 +17,10 @@ Taper = Callable[[Values], Values]
 
 
 def tapered(*, positive: Taper, negative: Taper, ratio: LogRatio) -> Surrogate:
-    """sg(f(x)) · A · logp, x = ratio(tokens) a log-ratio, f = `positive` where A >= 0 and `negative` elsewhere."""
+    """sg(f(x)) · A · logp, x = ratio(tokens) a log-ratio, f = `positive` where A >= 0 and `negative` elsewhere.
+
+    The form of TOPR (arXiv 2503.14286), for any ratio and any fading.
+    """
 
     def surrogate(tokens: Tokens) -> Values:
         x = ratio(tokens)
@@ -33,7 +36,7 @@ def between(low: float, high: float) -> Taper:
 
 
 def gamma_shaped(power: float, rate: float) -> Taper:
-    """e^rate ρ^power e^(-rate ρ): 1 at ρ = 1, 0 at both ends."""
+    """e^rate ρ^power e^(-rate ρ): 1 at ρ = 1, 0 at both ends (VESPO, arXiv 2602.10693)."""
     return lambda x: exponential(rate + power * x - rate * exponential(x))
 
 

@@ -30,7 +30,8 @@ def keep_random(keep: int) -> Select:
 
 def keep_extremes(keep: int) -> Select:
     """The keep // 2 lowest rewards and the other places for the highest; of equals the earlier answer counts as lower.
-    Biased: the expected gradient is another one."""
+    Biased: the expected gradient is another one. With 0/1 rewards and an
+    even `keep` the rewards that are kept are those of `max_variance`."""
 
     def select(pool: Rollout) -> Rollout:
         order = _by_reward(pool)

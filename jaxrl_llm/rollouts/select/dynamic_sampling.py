@@ -40,6 +40,7 @@ def reroll_until_mixed(group: int) -> Select:
 
     This changes the objective: the weight of a prompt with pass rate p is divided by 1 - p^G - (1-p)^G (for R blocks
     multiplied by (1 - s^R) / (1 - s), s = p^G + (1-p)^G), so hard and easy prompts weigh more.
+    Own derivation.
     """
 
     def select(pool: Rollout) -> Rollout:
