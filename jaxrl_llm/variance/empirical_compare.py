@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxrl_llm.advantages import leave_one_out, no_baseline
 from jaxrl_llm.losses.tokens import Tokens
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.random import Stream, named_key, stream_key
@@ -21,6 +22,8 @@ from jaxrl_llm.variance.empirical_tables import Comparison
 from jaxrl_llm.variance.empirical_units import Settings, Units, only_valid, refuse_misuse, units_of
 from jaxrl_llm.variance.gram import ScoreGram
 from jaxrl_llm.variance.units import Measured, Products, measured, unit_weights
+
+INDEPENDENT, PLAIN = leave_one_out(), no_baseline()  # what g is measured with
 
 
 def compare(
@@ -56,9 +59,8 @@ def compare(
     floor = {}
     if chosen.floor:
         batch, credit = _first_batch(estimators, rollout, tokens, units_of(rollout, chosen))
-        floor = dict(
-            zip(estimators, numeric_floor(policy, params, batch, credit, preconditioner).tolist(), strict=True)
-        )
+        gaps = numeric_floor(policy, params, batch, credit, preconditioner)
+        floor = dict(zip(estimators, gaps.tolist(), strict=True))
     return dataclasses.replace(result, floor=floor, backend=backend.name)
 
 
@@ -106,13 +108,11 @@ def reference_credit(
 ) -> Float[Array, "U R B G"]:
     """Coefficients of an unbiased estimate of g: leave-one-out on the reward, off-policy times π/μ of the answer; of
     coupled answers the reward alone, because there each answer tells of the others."""
-    reward = rollout.reward[units.prompt[..., None], units.answer]
-    g = reward.shape[-1]
-    credit = reward if settings.coupled else (reward - jnp.mean(reward, axis=-1, keepdims=True)) * (g / (g - 1))
+    credit = _credits(PLAIN if settings.coupled else INDEPENDENT, None, 1, None, rollout, None, units)[0][..., 0]
     if settings.off_policy:
         ratio = jnp.exp(jnp.sum(jnp.where(tokens.where, tokens.logp - tokens.behaviour_logp, 0), axis=-1))
         credit = credit * ratio[units.prompt[..., None], units.answer]
-    return credit / (reward.shape[-2] * g)
+    return credit
 
 
 @jax.jit
