@@ -60,7 +60,7 @@ def std(
 def kth_smallest(x: Float[Array, "*S"], where: Bool[Array, "*S"], k: Int[Array, ""]) -> Float[Array, ""]:
     """x₍ₖ₎, the k-th smallest entry of the mask, k from 1, as a sort of all of them has it; NaN where k > n. Detached.
 
-    NaN counts as the largest number, and -0 as 0. The bits of x₍ₖ₎ are found one by one, from the highest: the bit is 1
+    NaN of either sign counts as the largest number. The bits of x₍ₖ₎ are found one by one, from the highest: the bit is 1
     where fewer than k entries are below the number that has it. That is a pass over x for each bit of its type, which
     for large x costs far less than a sort.
     """
@@ -81,7 +81,7 @@ def kth_smallest(x: Float[Array, "*S"], where: Bool[Array, "*S"], k: Int[Array, 
 
 def _ordered(x):
     """Integers of the same width in the same order; NaN above all."""
-    x = jnp.where(x == 0, 0, jnp.where(jnp.isnan(x), jnp.nan, x))
+    x = jnp.where(jnp.isnan(x), jnp.nan, x)  # of one sign
     return _turned(jax.lax.bitcast_convert_type(x, f"int{jnp.finfo(x.dtype).bits}"))
 
 

@@ -160,7 +160,7 @@ def test_every_rank_is_that_of_a_sort(dtype, kind):
 
 def test_ranks_that_are_not_there():
     """Past the last, and of no entries, NaN; NaN comes last."""
-    three = jnp.array([2.0, np.nan, -1.0])
+    three = jnp.array([2.0, np.copysign(np.nan, -1), -1.0])
     numbers = [float(RANKED(three, jnp.ones(3, bool), jnp.int32(k))) for k in (1, 2, 3, 4)]
     np.testing.assert_array_equal(numbers, [-1, 2, np.nan, np.nan])
     assert np.isnan(RANKED(three, jnp.zeros(3, bool), jnp.int32(1)))
