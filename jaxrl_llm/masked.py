@@ -60,7 +60,7 @@ def std(
 def kth_smallest(x: Float[Array, "*S"], where: Bool[Array, "*S"], k: Int[Array, ""]) -> Float[Array, ""]:
     """x₍ₖ₎, the k-th smallest entry of the mask, k from 1, as a sort of all of them has it; NaN where k > n. Detached.
 
-    NaN of either sign counts as the largest number. The bits of x₍ₖ₎ are found one by one, from the highest: the bit is 1
+    NaN of either sign is the largest number. The bits of x₍ₖ₎ are found one by one, from the highest: the bit is 1
     where fewer than k entries are below the number that has it. That is a pass over x for each bit of its type, which
     for large x costs far less than a sort.
     """
