@@ -121,6 +121,15 @@ def test_adapters_have_the_scores_of_a_policy_that_is_parametrised_by_them():
     assert lora(rank=rank).source.size(policy) == scores.shape[-1]
 
 
+def test_adapters_keep_inner_products_on_average():
+    """E[A Aᵀ] = 1; 2000 keys, 5 standard errors of entries of variance at most 2/rank."""
+    keys = jax.random.split(jax.random.key(0), 2000)
+    a = jax.vmap(lambda key: adapter(key, "query", (2, 4), 3))(keys)
+    mean = jnp.einsum("klir,kljr->lij", a, a) / len(keys)
+    np.testing.assert_allclose(mean, np.broadcast_to(np.eye(4), (2, 4, 4)), atol=5 * (2 / 3 / len(keys)) ** 0.5, rtol=0)
+    assert not np.allclose(adapter(keys[0], "query", (2, 4), 3), adapter(keys[0], "key", (2, 4), 3))
+
+
 SEEDS, SIZE = 4000, 16
 
 
@@ -128,7 +137,7 @@ def test_a_sketch_is_unbiased_with_the_stated_error_and_without_its_signs_it_is_
     """Mean over seeds within 4 standard errors; the variance is (|a|²|b|² + <a,b>² - 2Σa²b²)/k, within 4 standard
     errors of the sample variance of 4000 draws."""
     rng = np.random.default_rng(1)
-    rows = {"first": rng.normal(size=(2, 3, 5)), "second": rng.normal(size=(2, 6)) + 0.5}
+    rows = {"first": rng.normal(size=(2, 3, 5)), "second": rng.normal(size=(2, 3, 5)) + 0.5}
     tree = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rows)
     flat = np.concatenate([x.reshape(2, -1) for x in jax.tree.leaves(rows)], axis=1)
     (aa, ab), (_, bb) = flat @ flat.T
