@@ -137,7 +137,7 @@ def test_a_sketch_is_unbiased_with_the_stated_error_and_without_its_signs_it_is_
     """Mean over seeds within 4 standard errors; the variance is (|a|²|b|² + <a,b>² - 2Σa²b²)/k, within 4 standard
     errors of the sample variance of 4000 draws."""
     rng = np.random.default_rng(1)
-    rows = {"first": rng.normal(size=(2, 3, 5)), "second": rng.normal(size=(2, 3, 5)) + 0.5}
+    rows = {"first": rng.normal(size=(2, 3, 5)) + 1, "second": rng.normal(size=(2, 3, 5)) + 1}
     tree = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rows)
     flat = np.concatenate([x.reshape(2, -1) for x in jax.tree.leaves(rows)], axis=1)
     (aa, ab), (_, bb) = flat @ flat.T
