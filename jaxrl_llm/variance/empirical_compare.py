@@ -19,7 +19,7 @@ from jaxrl_llm.variance.credit import Estimator, picked, segment_means
 from jaxrl_llm.variance.empirical import numeric_floor, score_gram, tokens_at
 from jaxrl_llm.variance.empirical_backends import Backend, Tree, count_sketch
 from jaxrl_llm.variance.empirical_tables import Comparison
-from jaxrl_llm.variance.empirical_units import Settings, Units, only_valid, refuse_misuse, units_of
+from jaxrl_llm.variance.empirical_units import Settings, Units, only_valid, refuse_misuse, settings_of, units_of
 from jaxrl_llm.variance.gram import ScoreGram
 from jaxrl_llm.variance.units import Measured, Products, measured, unit_weights
 
@@ -48,7 +48,7 @@ def compare(
     `floor` of the result is |difference|² of the estimate of one unit between two orders of summation: a spread below
     it is rounding. Raises ValueError where an estimator has no meaning on this batch.
     """
-    chosen, backend = Settings(**settings), backend or count_sketch()
+    chosen, backend = settings_of(settings), backend or count_sketch()
     rollout = only_valid(rollout)
     tokens = tokens_at(policy, params, rollout)
     refuse_misuse(estimators, rollout, tokens, chosen)
@@ -59,8 +59,8 @@ def compare(
     floor = {}
     if chosen.floor:
         batch, credit = _first_batch(estimators, rollout, tokens, units_of(rollout, chosen))
-        gaps = numeric_floor(policy, params, batch, credit, preconditioner)
-        floor = dict(zip(estimators, gaps.tolist(), strict=True))
+        each = (numeric_floor(policy, params, batch, c[None], preconditioner) for c in credit)
+        floor = {name: float(gap[0]) for name, gap in zip(estimators, each, strict=True)}
     return dataclasses.replace(result, floor=floor, backend=backend.name)
 
 
@@ -73,7 +73,7 @@ def compare_scores(
 ) -> Comparison:
     """`compare` from scores, rewards and tokens that are there already; all answers must be valid. Without `tokens` the
     answers are taken for on-policy, and no estimator may have an objective."""
-    chosen = Settings(**settings)
+    chosen = settings_of(settings)
     refuse_misuse(estimators, rollout, tokens, chosen)
     units = units_of(rollout, chosen)
     aligned, reference = _aligned(gram, units), reference_credit(rollout, tokens, units, chosen)
@@ -89,7 +89,7 @@ def compare_scores(
         moments={name: result.moments() for name, result in results.items()},
         ratios={name: _ratios(result, results[first], chosen.level) for name, result in results.items()},
         parts={name: _parts(result) for name, result in results.items()},
-        claims={name: estimator.advantage.traits.unbiased for name, estimator in estimators.items()},
+        claims={name: _claim(estimator) for name, estimator in estimators.items()},
         coarse=coarse,
         floor={},
         baseline=first,
@@ -186,6 +186,12 @@ def _parts(result: Measured) -> dict[str, tuple[float, float, float]]:
     """Estimate and interval of what the figures are made of; squares may be negative."""
     names = ("within", "across", "bias_square", "mean_square", "along", "signal")
     return {name: (float(result.value[name]), *map(float, result.bounds[name])) for name in names}
+
+
+def _claim(estimator: Estimator) -> str:
+    """What is claimed of the bias: of the whole estimate, or of the credit alone where an objective weighs it."""
+    claim = estimator.advantage.traits.unbiased
+    return claim if estimator.objective is None else f"{claim} (credit)"
 
 
 def _coding(rollout: Rollout) -> str:

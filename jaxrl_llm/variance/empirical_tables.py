@@ -40,7 +40,8 @@ class Comparison:
     parts       within (answers drawn anew for the same prompts; NaN with one group a prompt) and across (prompts drawn
                 anew), which add up to trace_var; bias_square = |Eĝ - g|², mean_square = |Eĝ|², along = <Eĝ, g> and
                 signal = |g|²; all unbiased, so they may be negative
-    claims      the trait `unbiased`: "yes", "scaled" or "no"
+    claims      the trait `unbiased` of the credit: "yes", "scaled" or "no"; "(credit)": an objective weighs it, and of
+                that nothing is claimed
     coarse      share of Σc² that is lost because segments hold several tokens; 0: exact
     floor       |difference|² of one estimate between two orders of summation; empty where not measured
     """
@@ -159,7 +160,7 @@ class Comparison:
         if column == "floor":
             return "" if math.isnan(value) else f"{value:.1e}"
         if math.isnan(value):
-            return f"— (< {high:.3g})" if math.isfinite(high) else "—"
+            return f"— (< {high:.3g})" if math.isfinite(high) and column != "cos" else "—"
         return f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 

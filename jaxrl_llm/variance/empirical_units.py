@@ -45,6 +45,15 @@ class Settings:
     floor: bool = True
 
 
+def settings_of(given: dict) -> Settings:
+    """The settings by name; ValueError for a name that does not exist."""
+    names = [field.name for field in dataclasses.fields(Settings)]
+    for name in given:
+        if name not in names:
+            raise ValueError(f"settings: there is no {name!r}{nearest(name, names)}")
+    return Settings(**given)
+
+
 class Units(NamedTuple):
     """Rows of a rollout that make U units of B prompts, R groups of G answers each."""
 

@@ -286,6 +286,7 @@ def test_wrong_uses_are_refused(pool):
             compare_scores(one if estimators is None else estimators, gram, batch, known, **settings)
 
     refused("estimators is empty", {})
+    refused("settings: there is no 'groupsize'; did you mean 'group_size'", groupsize=2)
     refused("baseline must be one of the estimators, not 'rlo'; did you mean 'rloo'", baseline="rlo")
     refused("group_size must be from 2, .* not 1", group_size=1)
     refused("to the 4 answers there are, not 5", group_size=5)
@@ -343,6 +344,7 @@ def test_a_policy_is_compared_on_a_batch():
     assert got.parts == again.parts
     assert all(0 <= got.floor[name] < 1e-8 * got.moments[name].trace_var for name in estimators)
     assert max(got.coarse.values()) == 0
+    assert got.claims == {"rloo": "yes", "grpo": "no (credit)"}
     rough = compare(estimators, policy, params, rollout, **settings)
     assert rough.backend == "count sketch 16384"
     for name in estimators:

@@ -107,6 +107,9 @@ def test_a_pool_agrees_with_enumeration_of_the_table_that_it_is(name):
     for field in ("trace_var", "mse", "cos", "scale", "mse_rescaled", "useful_snr", "bias_norm", "snr"):
         low, high = got.intervals[field]
         assert low - 1e-9 <= getattr(expected, field) <= high + 1e-9, field
+    np.testing.assert_allclose(expected.useful_snr, expected.snr * expected.cos**2, rtol=1e-12)
+    assert got.mean_grad is None
+    assert expected.intervals == {}
     low, high = got.intervals["trace_var"]
     assert high - low < 0.8 * expected.trace_var
 
