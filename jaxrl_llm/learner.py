@@ -81,7 +81,7 @@ class Learner:
     companion: Companion | None = None
     accumulation: int = 1  # micro-batches an update is cut into; changes memory, never a number
     epochs: int = 1  # updates on each rollout
-    seed: int = 0  # of what the objective draws
+    seed: int | Int[Array, ""] = 0  # of what the objective draws; it may be traced
 
     @property
     def needs(self) -> tuple[str, ...]:

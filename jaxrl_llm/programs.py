@@ -1,5 +1,6 @@
 """The compiled programs of a run, built from its configuration: sample, grade, learn, imitate."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +38,7 @@ class Programs:
     """Everything of a run that is compiled, each part once. Holds no state of training."""
 
     def __init__(self, config: Config, devices: list | None = None):
-        self.config, self.task = config, config.task
+        self.config, self.task, self.seed, self.runs = config, config.task, config.seed, None
         self.mesh = make_mesh(config.mesh, devices)
         check_batches(config, prompt_shards(self.mesh))
         self.policy = Policy(config.model, self.task.tokenizer.vocab_size)
@@ -81,10 +82,32 @@ class Programs:
         return lambda key: learner.init(self.policy.init(key))
 
     def _key(self, stream: Stream) -> Array:
-        return random.stream_key(self.config.seed, stream)
+        return random.stream_key(self.seed, stream)
 
     def _shardings(self, learner: Learner) -> TrainState:
         return shardings_of(self.mesh, self._make(learner), self._key(Stream.PARAMETERS))
+
+    def traced(self, seed: Int[Array, ""], learning_rate: Float[Array, ""], runs: str | None = None) -> "Programs":
+        """The same parts for a seed and a learning rate that are traced, in `rollout`, `answers` and `learner.learn`.
+
+        Under `jax.vmap` give the name of its axis as `runs`: all runs then end their decoding together.
+        """
+        other, c = copy.copy(self), self.config
+        schedule = c.schedule.build(learning_rate, c.steps * c.epochs)
+        optimizer = build_optimizer(c, schedule)
+        other.seed, other.runs = seed, runs
+        other.learner = dataclasses.replace(self.learner, seed=seed, optimizer=optimizer, learning_rate=schedule)
+        return other
+
+    def rollout(self, params: Params, problems: Problems, step: Int[Array, ""]) -> Rollout:
+        """What `sample` gives, as one pure function, for a task that grades on the device."""
+        rollout, truth = self._sample_step(params, problems, step)
+        greedy = None
+        if "greedy_reward" in self.learner.needs:
+            greedy = self._grade_step(self._greedy_step(params, rollout), truth)
+        rollout = self._grade_step(rollout, truth)
+        plan = self.config.plan
+        return rollout if greedy is None and plan is None else select_step(plan)(rollout, greedy)
 
     def fresh_params(self) -> Params:
         """Parameters at the start of the run, born sharded."""
@@ -149,7 +172,7 @@ class Programs:
         rows = jax.lax.with_sharding_constraint(rows, by_prompt(self.mesh))
         chosen = jax.tree.map(lambda x: x[rows], problems)
         keys = random.answer_keys(self._key(Stream.ROLLOUT), step, rows, answers)
-        rollout = self._answers(params, chosen.prompt, chosen.prompt_mask, keys, c.sampling)
+        rollout = self.answers(params, chosen.prompt, chosen.prompt_mask, keys, c.sampling)
         given = {name: x for name, x in chosen.truth.items() if name in self.learner.needs}
         noise = random.answer_noise(self._key(Stream.SELECTION), step, rows, answers)
         rollout = dataclasses.replace(
@@ -160,12 +183,12 @@ class Programs:
     def _greedy_step(self, params: Params, rollout: Rollout) -> Rollout:
         """The likeliest answer to each prompt of a rollout, not yet graded."""
         keys = random.answer_keys(self._key(Stream.ROLLOUT), 0, rollout.prompt_id, 1)
-        return self._answers(params, rollout.prompt, rollout.prompt_mask, keys, GREEDY)
+        return self.answers(params, rollout.prompt, rollout.prompt_mask, keys, GREEDY)
 
-    def _answers(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Rollout:
+    def answers(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Rollout:
         """Answers that nobody has graded."""
         task, shape = self.task, keys.shape
-        stopping = Stopping(eos=task.tokenizer.eos, pad=task.tokenizer.pad, length=task.answer_length)
+        stopping = Stopping(eos=task.tokenizer.eos, pad=task.tokenizer.pad, length=task.answer_length, runs=self.runs)
         out = generate(self.policy, params, prompt, prompt_mask, keys, rules, stopping)
         return Rollout(
             prompt=prompt,

@@ -25,8 +25,11 @@ class Stream(enum.IntEnum):
     VARIANCE = 7
 
 
-def stream_key(seed: int, stream: Stream) -> Key[Array, ""]:
-    """Key of one stream of a run. A seed that was not set is a TypeError, one that JAX would cut a ValueError."""
+def stream_key(seed: int | Int[Array, ""], stream: Stream) -> Key[Array, ""]:
+    """Key of one stream of a run, whose seed may be traced.
+
+    A seed that was not set is a TypeError, one that JAX would cut a ValueError.
+    """
     if seed is None or isinstance(seed, bool):
         raise TypeError(f"seed must be an integer, not {seed!r}: an unset seed would make every run the same draw")
     if isinstance(seed, int) and not 0 <= seed < 2**32:

@@ -32,6 +32,7 @@ class Stopping:
     pad: int
     length: int  # T
     early: bool = True  # leave the loop once every answer has ended; False only serves benchmarks
+    runs: str | None = None  # the axis of `jax.vmap` along which runs decode together; they leave the loop together
 
 
 def generate(
@@ -64,6 +65,8 @@ def generate(
     def running(carry):
         t, _, _, answers = carry
         more = jnp.any(answers.truncated) if stopping.early else True
+        if stopping.runs:  # one condition for all: with one a run, `vmap` would copy the caches to keep ended runs
+            more = jax.lax.psum(jnp.asarray(more, jnp.int32), stopping.runs) > 0
         return (t < stopping.length) & more
 
     def body(carry):
