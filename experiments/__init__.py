@@ -1,0 +1,1 @@
+"""Questions about the methods of the library, and the machinery that answers them: `python experiments/NAME.py`."""
