@@ -95,19 +95,30 @@ class Evaluator:
 
     def __call__(self, params: Params, step: int) -> dict[str, float]:
         """All held-out figures under their names in the glossary. Same parameters and step: same figures."""
-        out, grade = self.decode(params, step, 1, GREEDY)
-        length = out.acted.sum(axis=-1)
-        figures = {
-            "eval/accuracy": float(np.mean(right(grade))),
-            "eval/mean_length": float(np.mean(length)),
-            "eval/clipped_ratio": float(np.mean(out.truncated)),
-        }
+        greedy, marks = self.decode(params, step, 1, GREEDY)
         out, grade = self.decode(params, step, self.samples, SamplingRules())
-        correct = right(grade).sum(axis=-1)
-        for k in sorted({1, *(2**i for i in range(1, self.samples.bit_length())), self.samples}):
-            if k <= self.samples:
-                figures[f"eval/pass@{k}"] = pass_at_k(correct, self.samples, k)
+        figures = held_out_figures(
+            right(marks), greedy.acted.sum(axis=-1), greedy.truncated, right(grade).sum(axis=-1), self.samples
+        )
         return figures | {"eval/majority": majority(np.where(out.acted, out.answer, -1), right(grade))}
+
+
+def held_out_figures(
+    greedy: np.ndarray, length: np.ndarray, truncated: np.ndarray, correct: np.ndarray, samples: int
+) -> dict[str, float]:
+    """Figures of greedy answers (right, number of tokens, cut off), and of which of the samples `correct` were right.
+
+    All arrays have an entry a problem.
+    """
+    figures = {
+        "eval/accuracy": float(np.mean(greedy)),
+        "eval/mean_length": float(np.mean(length)),
+        "eval/clipped_ratio": float(np.mean(truncated)),
+    }
+    for k in sorted({1, *(2**i for i in range(1, samples.bit_length())), samples}):
+        if k <= samples:
+            figures[f"eval/pass@{k}"] = pass_at_k(correct, samples, k)
+    return figures
 
 
 def right(grade: Grade) -> np.ndarray:
