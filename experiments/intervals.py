@@ -25,7 +25,7 @@ class Estimate:
     reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.point:.4f} [{self.low:.4f}, {self.high:.4f}]" if not self.reason else f"{self.point:.4f}"
+        return f"{self.point:.3f}" + ("" if self.reason else f" [{self.low:.3f}, {self.high:.3f}]")
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:

@@ -1,0 +1,41 @@
+"""A verdict from intervals and bounds that were stated before: no number is looked at by a person first."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+WORDS = {True: "reproduced", False: "refuted", None: "undecided at this scale"}
+
+
+class Part(NamedTuple):
+    """One statement of a claim: a figure with its interval, and the side of `bound` on which the claim puts it."""
+
+    what: str
+    interval: Sequence[float]  # value, low, high
+    side: str  # "below" or "above"
+    bound: float
+
+    @property
+    def holds(self) -> bool | None:
+        """True: the whole interval is on the claimed side. False: the whole of it is on the other. None: neither."""
+        _, low, high = self.interval
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return None
+        claimed, other = high < self.bound, low > self.bound
+        if self.side == "above":
+            claimed, other = other, claimed
+        return True if claimed else False if other else None
+
+    def __str__(self) -> str:
+        value, low, high = self.interval
+        answer = {True: "yes", False: "no", None: "not resolved"}[self.holds]
+        return f"{self.what}: {value:.3g} [{low:.3g}, {high:.3g}], claimed {self.side} {self.bound:g}: {answer}"
+
+
+def decide(parts: Sequence[Part]) -> tuple[str, str]:
+    """The verdict and its reason: refuted by any part that fails, reproduced where all hold, else undecided."""
+    if not parts:
+        raise ValueError("a verdict needs at least one part")
+    held = [part.holds for part in parts]
+    word = WORDS[False if False in held else None if None in held else True]
+    return word, "; ".join(map(str, parts)) + "."
