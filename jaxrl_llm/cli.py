@@ -1,4 +1,4 @@
-"""The command line: `jaxrl-llm train|eval|sample|report|recipes`. Every field of `Config` is a flag of `train`."""
+"""The command line, `jaxrl-llm COMMAND`. Every field of `Config` is a flag of `train`."""
 
 import os
 import pathlib
@@ -10,6 +10,7 @@ import tyro
 
 from jaxrl_llm import recipes, schedules, spec, tasks
 from jaxrl_llm.config import Config
+from jaxrl_llm.estimators import Question
 
 
 def train(
@@ -93,6 +94,23 @@ def sample(
     sample_run(run, list(prompts), step=step, answers=answers, rules=rules, seed=seed)
 
 
+def variance(
+    run: tyro.conf.Positional[pathlib.Path],
+    question: Annotated[Question, tyro.conf.arg(name="")],
+    out: pathlib.Path | None = None,
+) -> None:
+    """Compare gradient estimators on one frozen batch of a checkpoint: bias, spread and error of each, with intervals.
+
+    Args:
+        run: Folder of the run.
+        question: What is compared, and on which answers.
+        out: Folder for the table and the plot; default: RUN/variance-stepN.
+    """
+    from jaxrl_llm.variance_run import compare_run
+
+    compare_run(run, question, out)
+
+
 def report(runs: tyro.conf.Positional[tuple[pathlib.Path, ...]], out: pathlib.Path | None = None) -> None:
     """Build report.html anew, and overlay several runs.
 
@@ -139,7 +157,14 @@ def choices() -> str:
     return "\n".join(parts)
 
 
-COMMANDS = {"train": train, "eval": evaluate, "sample": sample, "report": report, "recipes": show_recipes}
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "sample": sample,
+    "variance": variance,
+    "report": report,
+    "recipes": show_recipes,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,22 +2,27 @@
 
 import dataclasses
 import math
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.constructors import PrimitiveConstructorSpec
 
 from jaxrl_llm import recipes, schedules, spec, tasks
+from jaxrl_llm.estimators import estimators_of
+from jaxrl_llm.measurements import MEASURED
 from jaxrl_llm.policies.config import DecoderConfig
 from jaxrl_llm.rollouts.sampling import SamplingRules
 from jaxrl_llm.rollouts.select.plan import Plan
 from jaxrl_llm.sharding import MeshShape
 from jaxrl_llm.types import Task
+from jaxrl_llm.variance.units import LEAST_UNITS
 
 # Entries of `Rollout.extras` that the trainer itself can give.
 GIVEN = (
     *("noise", "greedy_reward", "token_energy", "energy", "entropy", "duration", "answer_key"),
     *("drift", "component_influence"),
 )
+
+OPTIMIZERS = ("adamw", "sgd")
 
 
 class ConfigError(ValueError):
@@ -60,10 +65,11 @@ class Config:
     steps: int = 300  # policy-gradient steps, after warm-up
     prompts_per_step: int = 64  # prompts of a step, P
     answers_per_prompt: int = 8  # answers to each prompt, G; 2 or more for a group baseline
-    learning_rate: float = 5e-4  # of AdamW, at its peak
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: parameters move by learning_rate times the gradient
+    learning_rate: float = 5e-4  # of the optimizer, at its peak
     schedule: Spelled[schedules.Schedule] = "cosine"  # learning rate over updates: NAME[,warmup=N]
     max_grad_norm: float = 1.0  # gradients are scaled down to this Euclidean norm; 0: never
-    weight_decay: float = 0.0  # decoupled, of AdamW
+    weight_decay: float = 0.0  # decoupled
     epochs: int = 1  # updates on each rollout; from the second on the policy has left the sampled one
     accumulation: int = 1  # micro-batches per update: less memory, the same numbers
     temperature: float = 1.0  # of sampling, above 0
@@ -77,6 +83,8 @@ class Config:
     checkpoint_every: int = 50  # steps between checkpoints
     keep_checkpoints: int = 2  # newest ones kept
     samples_every: int = 50  # steps between tables of sampled answers
+    variance_every: int = 0  # steps between comparisons of estimators on the batch of the step; 0: never
+    variance_estimators: tuple[str, ...] = ("rloo", "grpo", "reinforce")  # recipes compared; the first is the baseline
     warmup: WarmUp = dataclasses.field(default_factory=WarmUp)
     model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
@@ -91,6 +99,8 @@ class Config:
         self._check_recipe()
         self._resolve("task", tasks)
         self._check_task()
+        if self.variance_every:
+            self._check_variance()
 
     def _resolve(self, name: str, module: Any) -> None:
         if isinstance(getattr(self, name), str):
@@ -111,7 +121,7 @@ class Config:
             self,
             **{"prompts_per_step": 1, "answers_per_prompt": 1, "steps": 1, "epochs": 1, "accumulation": 1},
             **{"max_nonfinite": 1, "eval_every": 1, "eval_problems": 1, "eval_samples": 1, "checkpoint_every": 1},
-            **{"keep_checkpoints": 1, "samples_every": 1, "max_grad_norm": 0, "weight_decay": 0},
+            **{"keep_checkpoints": 1, "samples_every": 1, "max_grad_norm": 0, "weight_decay": 0, "variance_every": 0},
         )
         at_least(self.warmup, prefix="warmup.", max_steps=0, check_every=1, batch=1)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
@@ -119,6 +129,8 @@ class Config:
         for name, rate in (("learning_rate", self.learning_rate), ("warmup.learning_rate", self.warmup.learning_rate)):
             if not (math.isfinite(rate) and rate > 0):
                 raise ConfigError(f"{name} must be a finite number above 0, not {rate}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(f"there is no optimizer {self.optimizer!r}{spec.nearest(self.optimizer, [*OPTIMIZERS])}")
         if not 0 < self.warmup.accuracy <= 1:
             raise ConfigError(f"warmup.accuracy must be above 0 and at most 1, not {self.warmup.accuracy}")
         if not self.temperature > 0:
@@ -183,6 +195,26 @@ class Config:
         if self.warmup.max_steps and not bool(self.task.train.solution_mask.any()):
             raise ConfigError(f"task {self.task.spec} knows no solutions to imitate: set warmup.max_steps to 0")
 
+    def _check_variance(self) -> None:
+        if self.recipe.plan is not None:
+            raise ConfigError(
+                f"variance_every: recipe {self.recipe.spec.split(',')[0]} trains on answers that it has chosen"
+            )
+        given = {*MEASURED, *self.recipe.needs, *self.task.train.truth}
+        for name, estimator in estimators_of(self.variance_estimators).items():
+            traits = estimator.advantage.traits
+            if self.answers_per_prompt < max(traits.minimum_group, 2):
+                raise ConfigError(f"variance_estimators: {name} needs more than {self.answers_per_prompt} answers")
+            if self.prompts_per_step // traits.least_batch < LEAST_UNITS:
+                least = LEAST_UNITS * traits.least_batch
+                raise ConfigError(f"variance_estimators: {name} needs prompts_per_step={least} for an interval")
+            for need in traits.needs:
+                if need not in given:
+                    raise ConfigError(
+                        f"variance_estimators: {name} reads {need!r}, which the run does not have"
+                        f"{spec.nearest(need, sorted(given))}"
+                    )
+
     def to_json(self) -> dict[str, Any]:
         """The resolved configuration, in plain types."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -198,7 +230,9 @@ class Config:
             if name not in known:
                 raise ConfigError(f"there is no field {name!r}{spec.nearest(name, sorted(known))}")
         nested = {"warmup": WarmUp, "model": DecoderConfig, "mesh": MeshShape}
-        return cls(**{name: nested[name](**value) if name in nested else value for name, value in values.items()})
+        read = {name: lambda value, kind=kind: kind(**value) for name, kind in nested.items()}
+        read["variance_estimators"] = tuple
+        return cls(**{name: read[name](value) if name in read else value for name, value in values.items()})
 
 
 def at_least(holder: Any, *, prefix: str = "", **smallest: int) -> None:

@@ -32,10 +32,12 @@ class Journal:
         self.evaluation: dict[str, float] = {}
         self.mark, self.aside = time.perf_counter(), 0.0
 
-    def put(self, step: int, metrics: dict[str, Any], sample: tuple[Rollout, Any] | None) -> None:
-        """Take the row of a new step, still on the device, and write the one before."""
+    def put(
+        self, step: int, metrics: dict[str, Any], sample: tuple[Rollout, Any] | None, extra: dict[str, float]
+    ) -> None:
+        """Take the row of a new step, still on the device but for `extra`, and write the one before."""
         self.flush()
-        self.pending = (step, metrics, sample, {})
+        self.pending = (step, metrics, sample, dict(extra))
 
     def evaluate(self, evaluator: Evaluator, params: Params, step: int) -> None:
         """Add held-out figures to the row that waits."""

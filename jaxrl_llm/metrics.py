@@ -63,6 +63,22 @@ FAMILIES = (
         r"eval/pass@([1-9]\d*)",
         "unbiased estimate of the fraction of held-out problems that one of N sampled answers solves",
     ),
+    (
+        "variance/NAME/trace_var",
+        r"variance/(\S+)/trace_var",
+        "trace of the covariance of estimator NAME on one prompt group, prompts and answers drawn anew",
+    ),
+    ("variance/NAME/cos", r"variance/(\S+)/cos", "cosine of the mean of estimator NAME and the true gradient"),
+    (
+        "variance/NAME/useful_snr",
+        r"variance/(\S+)/useful_snr",
+        "squared mean of estimator NAME along the true gradient, divided by its trace of the covariance",
+    ),
+    (
+        "variance/NAME/mse_ratio",
+        r"variance/(\S+)/mse_ratio",
+        "mean squared error of estimator NAME once its scale is divided out, over that of the first estimator",
+    ),
 )
 SAMPLE_KEYS = ("prompt", "answer", "reward", "advantage", "truncated")
 FILES = ("metrics.jsonl", "samples.jsonl")
@@ -78,7 +94,7 @@ def meaning(name: str) -> str:
     """What a metric is, in one line with its unit. Raises ValueError for a name that the glossary does not know."""
     for family, pattern, text in FAMILIES:
         if match := re.fullmatch(pattern, name):
-            return re.sub(rf"\b{re.split('[/@]', family)[-1]}\b", lambda _: match[1], text)
+            return re.sub(rf"\b{re.search('[A-Z]+', family)[0]}\b", lambda _: match[1], text)
     if name not in GLOSSARY:
         near = difflib.get_close_matches(name, GLOSSARY, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -7,13 +7,12 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from jaxrl_llm.checkpoint import Checkpoints
 from jaxrl_llm.config import Config
 from jaxrl_llm.display import Progress, before_after_table
-from jaxrl_llm.evaluate import Evaluator, best_constant, right
+from jaxrl_llm.evaluate import Evaluator, best_constant
 from jaxrl_llm.journal import Journal, NonFiniteError
 from jaxrl_llm.learner import TrainState
 from jaxrl_llm.metrics import MetricsLog, read_metrics
@@ -30,7 +29,8 @@ from jaxrl_llm.runs import (
     write_json,
 )
 from jaxrl_llm.sharding import must_block
-from jaxrl_llm.warmup import warm_up
+from jaxrl_llm.warmup import attempts, warm_up
+from jaxrl_llm.watch import Watch
 
 
 class StoppedError(RuntimeError):
@@ -136,7 +136,7 @@ def _begin(
         "problems": evaluator.problems,
     }
     if programs.config.recipe.screening:
-        correct = _attempts(programs, params)
+        correct = attempts(programs, params)
         programs.screen(correct)
         write_attempts(folder, correct)
         summary["screening"] = {
@@ -153,14 +153,6 @@ def _begin(
     return programs.start(programs.learner, params), jax.tree.map(lambda x: x.copy(), params), summary
 
 
-def _attempts(programs: Programs, params: Params) -> np.ndarray:
-    """Which answers of the policy before RL to all training problems are right [N S], sampled as in training."""
-    config = programs.config
-    table = len(config.task.train.prompt)
-    sampler = Evaluator(programs.policy, config.task, programs.mesh, config.seed, table, 1, split="train")
-    return right(sampler.decode(params, 0, config.recipe.screening.attempts, config.sampling)[1])
-
-
 def _loop(
     programs: Programs,
     evaluator: Evaluator,
@@ -173,13 +165,16 @@ def _loop(
     c = programs.config
     anchor = reference if c.measure_kl or c.recipe.uses_reference else None
     blocking = must_block(programs.mesh)
+    watch = Watch(c, programs.policy) if c.variance_every else None
     for step in range(int(state.step) + 1, c.steps + 1):
         last = step == c.steps
         rollout = programs.sample(state.params, step)
+        watched = watch(state.params, rollout) if watch and step % c.variance_every == 0 else {}
         state, metrics, credit = programs.learn(state, anchor, rollout)
         if blocking:
             jax.block_until_ready(state)
-        journal.put(step, metrics, (rollout, credit) if step % c.samples_every == 0 or step in (1, c.steps) else None)
+        sample = (rollout, credit) if step % c.samples_every == 0 or step in (1, c.steps) else None
+        journal.put(step, metrics, sample, watched)
         if step % c.eval_every == 0 or last:
             journal.evaluate(evaluator, state.params, step)
         if step % c.checkpoint_every == 0 or last or stop.requested:

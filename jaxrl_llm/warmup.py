@@ -1,4 +1,4 @@
-"""Supervised warm-up: imitate solutions until the policy is right part of the time."""
+"""Before RL: imitate solutions until the policy is right part of the time, and see which problems it solves."""
 
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +46,14 @@ def warm_up(
         if outcome["accuracy"] >= settings.accuracy or stopped():
             break
     return state.params, outcome
+
+
+def attempts(programs: Programs, params: Params) -> np.ndarray:
+    """Which answers of the policy before RL to all training problems are right [N S], sampled as in training."""
+    config = programs.config
+    table = len(config.task.train.prompt)
+    sampler = Evaluator(programs.policy, config.task, programs.mesh, config.seed, table, 1, split="train")
+    return right(sampler.decode(params, 0, config.recipe.screening.attempts, config.sampling)[1])
 
 
 def _accuracy(evaluator: Evaluator, params: Params, step: int) -> float:

@@ -22,6 +22,7 @@ class Traits:
     uses_self      the credit of an answer depends on its own reward in a nonlinear or baseline-coupled way
     minimum_group  smallest G that gives a signal at all
     minimum_prompts  smallest P for which the estimate exists
+    batch_wide     the credit of a prompt's answers depends on the other prompts of the batch
     needs_iid      its claim on the bias holds only for answers drawn independently of each other
     domain         rewards it is defined for: "any", "unit" for [0, 1], "binary" for 0 and 1
     centred        a group whose rewards are all equal gets exactly 0
@@ -35,12 +36,18 @@ class Traits:
     uses_self: bool = False
     minimum_group: int = 1
     minimum_prompts: int = 1
+    batch_wide: bool = False
     needs_iid: bool = False
     domain: Literal["any", "unit", "binary"] = "any"
     centred: bool = False
     keeps_zero: bool = True
     needs: tuple[str, ...] = ()
     f_prime: Callable[[float, int], float] | None = None
+
+    @property
+    def least_batch(self) -> int:
+        """Smallest number of prompts on which it is what it is in training."""
+        return max(self.minimum_prompts, 2) if self.batch_wide else self.minimum_prompts
 
 
 class AdvantageTransform(NamedTuple):
@@ -92,6 +99,7 @@ def _chained(traits: list[Traits]) -> Traits:
         uses_self=any(t.uses_self for t in traits),
         minimum_group=max(t.minimum_group for t in traits),
         minimum_prompts=max(t.minimum_prompts for t in traits),
+        batch_wide=any(t.batch_wide for t in traits),
         needs_iid=any(t.needs_iid for t in traits),
         domain=max((t.domain for t in traits), key=("any", "unit", "binary").index),
         centred=traits[0].centred and all(t.keeps_zero for t in traits[1:]),

@@ -87,9 +87,9 @@ def compare_scores(
     first = next(iter(estimators)) if chosen.baseline is None else chosen.baseline
     return Comparison(
         moments={name: result.moments() for name, result in results.items()},
-        ratios={name: _ratios(result, results[first], chosen.level) for name, result in results.items()},
-        parts={name: _parts(result) for name, result in results.items()},
-        claims={name: _claim(estimator) for name, estimator in estimators.items()},
+        ratios={name: ratios_of(result, results[first], chosen.level) for name, result in results.items()},
+        parts={name: parts_of(result) for name, result in results.items()},
+        claims={name: claim_of(estimator) for name, estimator in estimators.items()},
         coarse=coarse,
         floor={},
         baseline=first,
@@ -99,7 +99,7 @@ def compare_scores(
         group_size=units.answer.shape[3],
         level=chosen.level,
         backend="scores as given",
-        rewards=_coding(rollout),
+        rewards=coding_of(rollout),
     )
 
 
@@ -171,30 +171,31 @@ def _first_batch(estimators: Mapping[str, Estimator], rollout: Rollout, tokens: 
     return batch[0], jnp.stack(spread)
 
 
-def _ratios(result: Measured, base: Measured, level: float) -> dict[str, tuple[float, float, float]]:
+def ratios_of(result: Measured, base: Measured, level: float) -> dict[str, tuple[float, float, float]]:
     """Estimate and interval of figure / figure of the baseline, replicate by replicate; (NaN, 0, inf): not resolved."""
     tails, out = ((1 - level) / 2, (1 + level) / 2), {}
     for name in ("trace_var", "mse_rescaled"):
         sure = all(np.isfinite(float(each.bounds[name][1])) for each in (result, base))
         spread = np.asarray(result.replicates[name] / base.replicates[name])
         value = float(result.value[name] / base.value[name])
+        sure = sure and np.isfinite(value) and bool(np.any(np.isfinite(spread)))
         out[name] = (value, *np.nanquantile(spread, tails).tolist()) if sure else (np.nan, 0.0, np.inf)
     return out
 
 
-def _parts(result: Measured) -> dict[str, tuple[float, float, float]]:
+def parts_of(result: Measured) -> dict[str, tuple[float, float, float]]:
     """Estimate and interval of what the figures are made of; squares may be negative."""
     names = ("within", "across", "bias_square", "mean_square", "along", "signal")
     return {name: (float(result.value[name]), *map(float, result.bounds[name])) for name in names}
 
 
-def _claim(estimator: Estimator) -> str:
+def claim_of(estimator: Estimator) -> str:
     """What is claimed of the bias: of the whole estimate, or of the credit alone where an objective weighs it."""
     claim = estimator.advantage.traits.unbiased
     return claim if estimator.objective is None else f"{claim} (credit)"
 
 
-def _coding(rollout: Rollout) -> str:
+def coding_of(rollout: Rollout) -> str:
     """What rewards there are: the spread of some estimates depends on where their origin is."""
     values = np.unique(np.asarray(rollout.reward))
     if len(values) <= 3:

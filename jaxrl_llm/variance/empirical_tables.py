@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 Interval = tuple[float, float, float]  # estimate, lower, upper
 
 COLUMNS = ("unbiased", "bias", "cos", "scale", "trace_var", "ratio", "mse_rescaled", "mse_ratio", "useful_snr", "floor")
+NARROW = ("unbiased", "bias", "cos", "scale", "ratio", "mse_ratio")  # for a terminal of less than WIDE columns
+WIDE = 180
 TITLES = {
     "unbiased": "unbiased?",
     "bias": "|bias|",
     "trace_var": "trace var",
-    "ratio": "trace var / baseline's",
-    "mse_rescaled": "mse of ĝ/scale",
-    "mse_ratio": "mse of ĝ/scale / baseline's",
+    "ratio": "trace var, ratio",
+    "mse_rescaled": "mse after rescaling",
+    "mse_ratio": "mse after rescaling, ratio",
     "useful_snr": "useful SNR",
 }
 SPREAD = {"trace_var", "ratio"}  # smaller for whatever is shrunken
@@ -44,6 +46,8 @@ class Comparison:
                 that nothing is claimed
     coarse      share of Σc² that is lost because segments hold several tokens; 0: exact
     floor       |difference|² of one estimate between two orders of summation; empty where not measured
+    pool        answers of a prompt that are taken for its policy, of which `units` batches of all prompts are drawn; 0:
+                prompts and answers are a sample, cut in units
     """
 
     moments: Mapping[str, GradientMoments]
@@ -60,9 +64,16 @@ class Comparison:
     level: float
     backend: str
     rewards: str
+    pool: int = 0
 
     def header(self) -> str:
         """What the figures are of, in one line."""
+        if self.pool:
+            return (
+                f"P={self.prompts} prompts, the {self.pool} answers of each taken for its policy; G={self.group_size} "
+                f"drawn from them, spread over answers alone; rewards {self.rewards}; {self.level:.0%} intervals over "
+                f"{self.units} redraws; scores: {self.backend}; baseline: {self.baseline}"
+            )
         return (
             f"P={self.units * self.prompts} prompts, units of B={self.prompts} with G={self.group_size}, "
             f"{self.groups} groups each; rewards {self.rewards}; {self.level:.0%} intervals by bootstrap over units; "
@@ -91,15 +102,16 @@ class Comparison:
         return (getattr(moments, field), *moments.intervals[field])
 
     def table(self, columns: Sequence[str] = COLUMNS) -> "Table":
-        """For a terminal."""
+        """For a terminal; `NARROW` are the columns that most of them have room for."""
         from rich.table import Table
 
         table = Table(title=self.header(), caption="\n".join(self.notes()), title_justify="left")
         table.add_column("scheme")
         for column in checked(columns):
             table.add_column(TITLES.get(column, column), justify="right")
+        stacked = lambda cell: cell.replace(" [", "\n[").replace(" (", "\n(")  # noqa: E731
         for name in self.moments:
-            table.add_row(name, *(self._cell(name, column) for column in columns))
+            table.add_row(name, *(stacked(self._cell(name, column)) for column in columns))
         return table
 
     def markdown(self, columns: Sequence[str] = COLUMNS) -> str:

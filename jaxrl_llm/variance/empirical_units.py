@@ -105,7 +105,7 @@ def refuse_misuse(
         raise ValueError("an answer is not valid: take the prompts of `only_valid(rollout)`")
     _refuse_other_policy(tokens, settings)
     for name, estimator in estimators.items():
-        _refuse(name, estimator, rollout, tokens, settings)
+        refuse_estimator(name, estimator, rollout, tokens, settings)
 
 
 def _refuse_other_policy(tokens: Tokens | None, settings: Settings):
@@ -121,15 +121,16 @@ def _refuse_other_policy(tokens: Tokens | None, settings: Settings):
             )
 
 
-def _refuse(name: str, estimator: Estimator, rollout: Rollout, tokens: Tokens | None, settings: Settings):
+def refuse_estimator(name: str, estimator: Estimator, rollout: Rollout, tokens: Tokens | None, settings: Settings):
+    """ValueError for an estimator that has no meaning on this batch, in one sentence."""
     traits, objective = estimator.advantage.traits, estimator.objective
     g = settings.group_size or rollout.reward.shape[1]
     if g < traits.minimum_group:
         raise ValueError(f"{name} needs groups of {traits.minimum_group} answers, not {g}")
-    if settings.prompts < traits.minimum_prompts:
+    if settings.prompts < traits.least_batch:
         raise ValueError(
-            f"{name} compares prompts and needs {traits.minimum_prompts} in a unit, not {settings.prompts}: "
-            f"say prompts={traits.minimum_prompts}"
+            f"{name} compares prompts and needs {traits.least_batch} or more in a unit, not {settings.prompts}: "
+            f"say prompts={traits.least_batch}"
         )
     if settings.coupled and traits.needs_iid:
         raise ValueError(f"{name} is unbiased only for answers drawn independently, and these are coupled")

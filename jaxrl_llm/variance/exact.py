@@ -142,8 +142,10 @@ def _refuse_misuse(plan: Plan, tables, design):
     traits = plan.transform.traits
     if plan.group_size < traits.minimum_group:
         raise ValueError(f"the estimator needs groups of {traits.minimum_group} answers, not {plan.group_size}")
-    if plan.prompts < traits.minimum_prompts:
-        raise ValueError(f"the estimator needs {traits.minimum_prompts} prompts, not {plan.prompts}")
+    if plan.prompts < traits.least_batch:
+        raise ValueError(
+            f"the estimator compares prompts: it needs batches of {traits.least_batch}, not {plan.prompts}"
+        )
     if design is not None and traits.needs_iid:
         raise ValueError(
             "the estimator is unbiased only for answers drawn independently, and the design couples them; to measure "

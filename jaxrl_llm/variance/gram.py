@@ -12,7 +12,7 @@ from jaxrl_llm.random import named_key
 from jaxrl_llm.types import Rollout, pytree
 from jaxrl_llm.variance.credit import Estimator, picked, segment_means
 from jaxrl_llm.variance.exact import GradientMoments
-from jaxrl_llm.variance.units import Products, measured, unit_weights
+from jaxrl_llm.variance.units import Measured, Products, measured, unit_weights
 
 RESAMPLES = 2000  # bootstrap replicates behind the intervals of `pool_moments`
 
@@ -95,16 +95,32 @@ def pool_moments(
     Figures and intervals as in `units`, a replicate being a unit; the pool is given, so they say nothing of how well it
     stands in for the policy.
     """
+    options = {"key": key, "replicates": replicates, "level": level, "tokens": tokens}
+    return pool_measured(gram, estimator, rollout, group_size, **options).moments()
+
+
+def pool_measured(
+    gram: ScoreGram,
+    estimator: Estimator,
+    rollout: Rollout,
+    group_size: int,
+    *,
+    key: Key[Array, ""],
+    replicates: int = 1000,
+    level: float = 0.95,
+    tokens: Tokens | None = None,
+) -> Measured:
+    """`pool_moments` with what it is made of, replicate by replicate."""
     traits = estimator.advantage.traits
     if group_size < traits.minimum_group:
         raise ValueError(f"the estimator needs groups of {traits.minimum_group} answers, not {group_size}")
-    if len(rollout.reward) < traits.minimum_prompts:
-        raise ValueError(f"the estimator needs {traits.minimum_prompts} prompts, not {len(rollout.reward)}")
+    if len(rollout.reward) < traits.least_batch:
+        raise ValueError(f"the estimator compares prompts and needs {traits.least_batch}, not {len(rollout.reward)}")
     p, m, _ = gram.sizes
     draws = jax.random.randint(named_key(key, "draws"), (replicates, p, group_size), 0, m)
     products = _replicated(estimator.advantage, estimator.objective, estimator.state, gram, rollout, tokens, draws)
     weights = unit_weights(named_key(key, "weights"), RESAMPLES, replicates, gram.inner.dtype)
-    return measured(products, weights, level).moments()
+    return measured(products, weights, level)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

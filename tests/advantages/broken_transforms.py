@@ -8,7 +8,15 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxrl_llm import masked
-from jaxrl_llm.advantages import AdvantageTransform, Traits, group_mean, moving_average, no_baseline, stateless
+from jaxrl_llm.advantages import (
+    AdvantageTransform,
+    Traits,
+    beta_density,
+    group_mean,
+    moving_average,
+    no_baseline,
+    stateless,
+)
 
 PLAIN = Traits(unbiased="no")
 
@@ -133,6 +141,11 @@ BROKEN = {
     "rounding noise on an equal group": ("an_all_equal_group_gets_0_if_centred", of(mean_with_rounding, centred=True)),
     "claims to be centred": ("an_all_equal_group_gets_0_if_centred", claims(no_baseline(), centred=True)),
     "denies to be centred": ("an_all_equal_group_gets_0_if_centred", claims(group_mean(), centred=False)),
+    "hides that it reads other prompts": (
+        "other_prompts_are_read_if_it_says_so",
+        claims(beta_density(), batch_wide=False),
+    ),
+    "claims to read other prompts": ("other_prompts_are_read_if_it_says_so", claims(group_mean(), batch_wide=True)),
     "claims to keep 0": (
         "a_credit_of_0_stays_0_if_it_says_so",
         claims(moving_average(), keeps_zero=True),

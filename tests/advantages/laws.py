@@ -318,6 +318,17 @@ def the_minimum_group_is_the_smallest_with_a_signal(transform):
 
 
 @law
+def other_prompts_are_read_if_it_says_so(transform):
+    """The credit of the first prompt, with other rewards, answers and extras at all other prompts."""
+    rewards = np.round(BATCHES[:2]) if transform.traits.domain == "binary" else BATCHES[:2]
+    here, there = (world(reward, seed=seed) for seed, reward in enumerate(rewards))
+    mixed = jax.tree.map(lambda a, b: jnp.concatenate([a[:1], b[1:]]), here, there)
+    state = seasoned(transform)
+    one, other = (np.asarray(of(transform, rollout, state)[0])[0] for rollout in (here, mixed))
+    assert np.any(one != other) == transform.traits.batch_wide
+
+
+@law
 def the_state_is_stable(transform):
     chex.assert_trees_all_equal(transform.init(), transform.init())
     first = state = seasoned(transform)

@@ -18,4 +18,6 @@ def batch_leave_one_out() -> AdvantageTransform:
         scale = n.astype(advantage.dtype) / jnp.maximum(n - 1, 1).astype(advantage.dtype)
         return jnp.where(rollout.valid, jnp.where(n > 1, (advantage - mean) * scale, advantage), 0)
 
-    return stateless(fn, Traits(unbiased="yes", needs_iid=True, keeps_zero=False, f_prime=lambda p, g: 1.0))
+    return stateless(
+        fn, Traits(unbiased="yes", batch_wide=True, needs_iid=True, keeps_zero=False, f_prime=lambda p, g: 1.0)
+    )

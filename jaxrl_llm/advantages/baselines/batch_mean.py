@@ -18,4 +18,4 @@ def batch_mean() -> AdvantageTransform:
         return jnp.where(rollout.valid, advantage - mean, 0)
 
     scale = lambda p, g: 1 - 1 / (p * g)  # noqa: E731
-    return stateless(fn, Traits(unbiased="scaled", scale=scale, uses_self=True, keeps_zero=False))
+    return stateless(fn, Traits(unbiased="scaled", batch_wide=True, scale=scale, uses_self=True, keeps_zero=False))

@@ -17,14 +17,14 @@ def james_stein() -> AdvantageTransform:
 
     def fn(advantage, rollout):
         mean, variance, there, measured = prompt_moments(advantage, rollout.valid)
-        n = masked.count(rollout.valid, axis=-1)
-        noise = variance / jnp.maximum(n, 1).astype(advantage.dtype)
-        seen, noise, means = others(there), spread_over_others(noise), spread_over_others(mean)
-        u = masked.mean(noise, others(measured), axis=-1, keepdims=True)
+        noise = variance / jnp.maximum(masked.count(rollout.valid, axis=-1), 1).astype(advantage.dtype)
+        seen, means = others(there), spread_over_others(mean)
+        u = masked.mean(spread_over_others(noise), others(measured), axis=-1, keepdims=True)
         share = shrinkage(u, masked.variance(means, seen, axis=-1, ddof=0, keepdims=True))
         own, exists = leave_one_out_mean(advantage, rollout.valid)
         share = jnp.where(exists, share, 1)
         baseline = (1 - share) * jnp.where(exists, own, 0) + share * masked.mean(means, seen, axis=-1, keepdims=True)
         return jnp.where(rollout.valid, advantage - baseline, 0)
 
-    return stateless(fn, Traits(unbiased="yes", needs_iid=True, keeps_zero=False, f_prime=lambda p, g: 1.0))
+    claims = {"batch_wide": True, "needs_iid": True, "keeps_zero": False}
+    return stateless(fn, Traits(unbiased="yes", f_prime=lambda p, g: 1.0, **claims))

@@ -26,5 +26,5 @@ def james_stein_deployed(*, smoothing: float) -> AdvantageTransform:
         credit = advantage - (1 - share) * own - share * masked.mean(mean, there)
         return jnp.where(rollout.valid, credit, 0), (new, steps + jnp.any(there).astype(steps.dtype))
 
-    traits = Traits(unbiased="no", uses_self=True, keeps_zero=False)
+    traits = Traits(unbiased="no", batch_wide=True, uses_self=True, keeps_zero=False)
     return AdvantageTransform(lambda: (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)), update, traits)

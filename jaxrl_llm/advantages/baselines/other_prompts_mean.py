@@ -21,4 +21,4 @@ def other_prompts_mean() -> AdvantageTransform:
         baseline = weighted_mean(spread_over_others(means), spread_over_others(n), there)
         return jnp.where(rollout.valid & jnp.any(there, axis=-1, keepdims=True), advantage - baseline, 0)
 
-    return stateless(fn, Traits(unbiased="yes", minimum_prompts=2, keeps_zero=False))
+    return stateless(fn, Traits(unbiased="yes", batch_wide=True, minimum_prompts=2, keeps_zero=False))

@@ -18,4 +18,4 @@ def batch_std(*, ddof: int, eps: float) -> AdvantageTransform:
         sigma = masked.std(rollout.reward, rollout.valid, ddof=ddof).astype(advantage.dtype)
         return jnp.where(rollout.valid, advantage, 0) / jnp.where(sigma > 0, sigma + eps, 1)
 
-    return stateless(fn, Traits(unbiased="no", uses_self=True))
+    return stateless(fn, Traits(unbiased="no", batch_wide=True, uses_self=True))

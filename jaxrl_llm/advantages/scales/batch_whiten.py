@@ -16,4 +16,4 @@ def batch_whiten(*, ddof: int, eps: float, guard: Guard) -> AdvantageTransform:
     def fn(advantage, rollout):
         return z_scores(advantage, rollout.valid, ddof=ddof, eps=eps, guard=guard)
 
-    return stateless(fn, Traits(unbiased="no", uses_self=True, keeps_zero=False))
+    return stateless(fn, Traits(unbiased="no", batch_wide=True, uses_self=True, keeps_zero=False))

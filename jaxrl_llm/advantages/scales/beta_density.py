@@ -17,4 +17,4 @@ def beta_density(*, maximum: float = 1e6) -> AdvantageTransform:
         weight = inverse_fitted_density(rollout.reward, rollout.valid, maximum).astype(advantage.dtype)
         return jnp.where(rollout.valid, advantage, 0) * weight
 
-    return stateless(fn, Traits(unbiased="no", uses_self=True, domain="unit"))
+    return stateless(fn, Traits(unbiased="no", batch_wide=True, uses_self=True, domain="unit"))

@@ -19,4 +19,4 @@ def gpg_scale() -> AdvantageTransform:
         factor = n.astype(advantage.dtype) / jnp.maximum(earned, 1).astype(advantage.dtype)
         return jnp.where(rollout.valid, advantage, 0) * factor
 
-    return stateless(fn, Traits(unbiased="no", uses_self=True, domain="binary"))
+    return stateless(fn, Traits(unbiased="no", batch_wide=True, uses_self=True, domain="binary"))

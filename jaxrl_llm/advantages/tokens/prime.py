@@ -24,4 +24,4 @@ def prime(
         return process_coefficient * process + outcome_coefficient * leave_one_out_of(advantage, where)
 
     rest = {"uses_self": outcome_coefficient != 1, "minimum_group": 2, "keeps_zero": False}
-    return stateless(fn, Traits(unbiased="no", needs=("process_score",), **rest))
+    return stateless(fn, Traits(unbiased="no", batch_wide=scale_by_batch_max, needs=("process_score",), **rest))

@@ -24,4 +24,4 @@ def token_whiten(*, ddof: int, eps: float | int, guard: Guard) -> AdvantageTrans
         sigma = jnp.sqrt(inside) + (eps if guard == "deviation" else 0)
         return jnp.where(where & (v > 0), (x - masked.mean(x, where)) / sigma, 0)
 
-    return stateless(fn, Traits(unbiased="no", uses_self=True, keeps_zero=False))
+    return stateless(fn, Traits(unbiased="no", batch_wide=True, uses_self=True, keeps_zero=False))

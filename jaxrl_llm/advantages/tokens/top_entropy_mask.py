@@ -18,4 +18,4 @@ def top_entropy_mask(*, fraction: float | int) -> AdvantageTransform:
         where = acted_tokens(rollout)
         return jnp.where(top_fraction(rollout.extras["entropy"], where, fraction), advantage, 0)
 
-    return stateless(fn, Traits(unbiased="no", uses_self=True, needs=("entropy",)))
+    return stateless(fn, Traits(unbiased="no", batch_wide=True, uses_self=True, needs=("entropy",)))

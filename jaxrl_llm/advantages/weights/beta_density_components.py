@@ -24,4 +24,4 @@ def beta_density_components(*, maximum: float = 1e6) -> AdvantageTransform:
         return jnp.mean(each, axis=-1).astype(advantage.dtype)
 
     claim = {"uses_self": True, "minimum_group": 2, "keeps_zero": False, "domain": "unit"}
-    return stateless(fn, Traits(unbiased="no", **claim))
+    return stateless(fn, Traits(unbiased="no", batch_wide=True, **claim))

@@ -20,4 +20,4 @@ def duration_weight() -> AdvantageTransform:
         weight = jnp.where(rollout.valid, duration, 0) / jnp.where(mean > 0, mean, 1)
         return jnp.where(rollout.valid, advantage, 0) * weight
 
-    return stateless(fn, Traits(unbiased="no", uses_self=True, needs=("duration",)))
+    return stateless(fn, Traits(unbiased="no", batch_wide=True, uses_self=True, needs=("duration",)))

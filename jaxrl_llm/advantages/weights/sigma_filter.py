@@ -18,4 +18,4 @@ def sigma_filter(*, k: float | int, ddof: int, eps: float, guard: Guard) -> Adva
         z = z_scores(advantage, rollout.valid, ddof=ddof, eps=eps, guard=guard)
         return jnp.where(jnp.abs(z) <= k, z, 0)
 
-    return stateless(fn, Traits(unbiased="no", uses_self=True, keeps_zero=False))
+    return stateless(fn, Traits(unbiased="no", batch_wide=True, uses_self=True, keeps_zero=False))

@@ -20,4 +20,4 @@ def sigma_filter_released(*, k: float | int = 3.0, maximum: float | int = 10.0) 
         z = z_scores(advantage, rollout.valid, ddof=0, eps=1e-8, guard="floor")
         return jnp.where((jnp.abs(z - mean) <= k) & (jnp.abs(z) <= maximum), z, 0)
 
-    return stateless(fn, Traits(unbiased="no", uses_self=True, keeps_zero=False))
+    return stateless(fn, Traits(unbiased="no", batch_wide=True, uses_self=True, keeps_zero=False))
