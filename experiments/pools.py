@@ -96,18 +96,23 @@ def smoke(cache: pathlib.Path) -> Laboratory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pool:
-    """M answers to each of P prompts, float64; `step` [P] of the run. Scores are centred by prompt."""
+    """M answers to each of P prompts, float64; `step` [P] of the run."""
 
     step: np.ndarray
     reward: np.ndarray  # [P M]
     length: np.ndarray  # [P M] tokens
     token_energy: np.ndarray  # [P M T], of the logits; 0 behind the end of an answer
-    gram: np.ndarray  # [P M M] <sᵢ, sⱼ> of the answers to one prompt
-    raw_energy: np.ndarray  # [P M] |s|² before the scores were centred
+    scores: np.ndarray  # [P M M] <sᵢ, sⱼ> of the answers to one prompt
 
-    @property
+    @functools.cached_property
+    def gram(self) -> np.ndarray:
+        """[P M M] of scores less their mean over the pool."""
+        half = self.scores - self.scores.mean(axis=1, keepdims=True)
+        return half - half.mean(axis=2, keepdims=True)
+
+    @functools.cached_property
     def energy(self) -> np.ndarray:
-        """|s|² [P M]."""
+        """|s|² [P M] of these."""
         return np.einsum("pmm->pm", self.gram)
 
     @property
@@ -120,17 +125,11 @@ class Pool:
         """|g|² [P] of g = 1/M Σ r s."""
         return np.einsum("pm,pmn,pn->p", self.reward, self.gram, self.reward) / self.reward.shape[1] ** 2
 
-    def answers(self, part: slice) -> "Pool":
-        """The part of the answers as a pool of its own, its scores centred anew."""
-        gram = self.gram[:, part, part]
-        half = gram - gram.mean(axis=1, keepdims=True)
-        centred = half - half.mean(axis=2, keepdims=True)
-        rows = {name: getattr(self, name)[:, part] for name in ("reward", "length", "token_energy", "raw_energy")}
-        return Pool(step=self.step, gram=centred, **rows)
-
-    def prompts(self, where: np.ndarray) -> "Pool":
-        """Those of the prompts."""
-        return Pool(**{field.name: getattr(self, field.name)[where] for field in dataclasses.fields(self)})
+    def half(self, odd: bool) -> "Pool":
+        """Every other answer, as a pool of its own."""
+        part = slice(int(odd), None, 2)
+        rows = {name: getattr(self, name)[:, part] for name in ("reward", "length", "token_energy")}
+        return Pool(step=self.step, scores=self.scores[:, part, part], **rows)
 
 
 def pools(lab: Laboratory) -> Pool:
@@ -188,7 +187,6 @@ def _pool(lab: Laboratory, programs: Programs, params: Params, step: int) -> dic
     chosen = np.argsort(~inside, kind="stable")[: lab.prompts]
     print(f"step {step}: {inside.sum()} of {asked} prompts have a pass rate between {BETWEEN[0]} and {BETWEEN[1]}")
     rows = [_scored(programs, params, _one(batch, row, first)) for row in chosen]
-    gram, raw = (np.stack(each) for each in zip(*rows, strict=True))
     take = lambda x: np.asarray(x)[chosen, first:]  # noqa: E731
     acted = take(batch.acted)
     return {
@@ -196,8 +194,7 @@ def _pool(lab: Laboratory, programs: Programs, params: Params, step: int) -> dic
         "reward": take(batch.reward),
         "length": acted.sum(axis=-1),
         "token_energy": np.where(acted, take(batch.extras["token_energy"]), 0),
-        "gram": gram,
-        "raw_energy": raw,
+        "scores": np.stack(rows),
     }
 
 
@@ -209,9 +206,8 @@ def _one(batch: Rollout, row: int, first: int) -> Rollout:
     return Rollout(**(values | cut))
 
 
-def _scored(programs: Programs, params: Params, one: Rollout) -> tuple[np.ndarray, np.ndarray]:
-    gram = score_gram(programs.policy, params, one, backend=exact(max_bytes=2**32))
-    return np.asarray(gram.centred().matrix), np.asarray(gram.energies)[0]
+def _scored(programs: Programs, params: Params, one: Rollout) -> np.ndarray:
+    return np.asarray(score_gram(programs.policy, params, one, backend=exact(max_bytes=2**32)).matrix)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -279,7 +275,22 @@ def _figures(pool: Pool, index: np.ndarray, credit: np.ndarray) -> Figures:
 
 
 def ratio_of_sums(above: np.ndarray, below: np.ndarray, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
-    """(Σ above)/(Σ below) over prompts, with its interval: prompts are drawn anew 4000 times. [3]: value, low, high."""
+    """(Σ above)/(Σ below) over prompts, and its interval: prompts are drawn anew 4000 times. [3]: value, low, high.
+
+    NaN of fewer than four prompts.
+    """
+    if len(above) < 4:
+        return np.full(3, np.nan)
     rows = np.random.default_rng(seed).integers(0, len(above), (4000, len(above)))
     spread = above[rows].sum(axis=1) / below[rows].sum(axis=1)
     return np.array([above.sum() / below.sum(), *np.quantile(spread, [(1 - level) / 2, (1 + level) / 2])])
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Mean over prompts with its interval [3]."""
+    return ratio_of_sums(values, np.ones(len(values)))
+
+
+def geometric_mean(ratios: np.ndarray) -> np.ndarray:
+    """exp of the mean log over prompts with its interval [3]: each prompt counts the same, whatever its energy."""
+    return np.exp(mean(np.log(ratios)))

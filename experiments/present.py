@@ -14,7 +14,7 @@ from jaxrl_llm.metrics import meaning
 from jaxrl_llm.report_plots import PALETTE, STYLE
 from jaxrl_llm.spec import nearest
 
-HEADINGS = ("arm", "seeds", "interquartile mean", "difference", "P(better)", "failed")
+HEADINGS = ("arm", "seeds", "IQM", "difference", "P(better)", "failed")
 MARKERS = "osD^vPX*"
 
 
@@ -75,22 +75,18 @@ class Findings:
         """What the columns are."""
         alone = self.figure(self.arms[0]).reason
         tail = f" {alone[0].upper()}{alone[1:]}." if alone else ""
+        first = self.arms[0]
         return (
-            f"{self.score}: {meaning(self.score)}. Interquartile mean over seeds; mean difference to {self.arms[0]} of "
-            f"runs with the same seed; probability that a run beats one of {self.arms[0]}, ties counted half. In "
-            f"brackets 95% stratified bootstrap percentile intervals over seeds.{tail}"
+            f"{self.score}: {meaning(self.score)}. IQM: interquartile mean over seeds. difference: mean difference to "
+            f"{first} of runs with the same seed. P(better): probability that a run beats one of {first}, ties counted "
+            f"half. In brackets: 95% stratified bootstrap percentile intervals over seeds.{tail}"
         )
 
     def table(self) -> Table:
         """For a terminal."""
         table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=self.caption, caption_justify="left")
         for number, heading in enumerate(HEADINGS):
-            table.add_column(
-                heading,
-                justify="right" if number else "left",
-                overflow="fold",
-                min_width=0 if heading == "arm" else len(heading),
-            )
+            table.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=bool(number))
         for row in self.rows():
             table.add_row(*(text.replace("[", "\\[") for text in row))
         return table
@@ -128,7 +124,7 @@ class Findings:
             curves.set(xlabel="policy-gradient step", ylabel=self.score)
             curves.set_title(f"interquartile mean of {seeds} seeds, pointwise 95% bootstrap interval", fontsize=9)
             finals.set(xlabel=f"{self.score} after the last step", yticks=range(len(self.arms)), yticklabels=self.arms)
-            finals.set_title("each seed; interquartile mean and 95% bootstrap interval", fontsize=9)
+            finals.set_title("each seed; interquartile mean\nand 95% bootstrap interval", fontsize=9)
             finals.grid(axis="x")
             finals.invert_yaxis()
             curves.legend(fontsize=8, frameon=False)

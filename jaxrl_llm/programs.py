@@ -29,8 +29,10 @@ from jaxrl_llm.types import Grade, Problems, Rollout
 
 
 def build_optimizer(config: Config, schedule: Callable[[Any], Any]) -> optax.GradientTransformation:
-    """AdamW behind a bound on the global norm of the gradient."""
+    """AdamW, or plain SGD, behind a bound on the global norm of the gradient."""
     clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
+    if config.optimizer == "sgd":
+        return optax.chain(clip, optax.add_decayed_weights(config.weight_decay), optax.scale_by_learning_rate(schedule))
     return optax.chain(clip, optax.adamw(schedule, b1=0.9, b2=0.99, weight_decay=config.weight_decay))
 
 

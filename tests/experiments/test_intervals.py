@@ -82,4 +82,4 @@ def test_misuse_is_refused(call, words):
 
 
 def test_an_estimate_prints_its_interval():
-    assert str(Estimate(point=0.5, low=0.25, high=0.75, runs=4)) == "0.5000 [0.2500, 0.7500]"
+    assert str(Estimate(point=0.5, low=0.25, high=0.75, runs=4)) == "0.500 [0.250, 0.750]"
