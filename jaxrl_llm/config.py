@@ -19,7 +19,7 @@ from jaxrl_llm.variance.units import LEAST_UNITS
 # Entries of `Rollout.extras` that the trainer itself can give.
 GIVEN = (
     *("noise", "greedy_reward", "token_energy", "energy", "entropy", "duration", "answer_key"),
-    *("drift", "component_influence"),
+    *("drift", "component_influence", "role"),
 )
 
 OPTIMIZERS = ("adamw", "sgd")

@@ -51,6 +51,12 @@ def answer_key(learner: Any, params: Any, rollout: Rollout) -> Int[Array, "P G"]
     return jnp.where(jnp.any(here, axis=-1), jnp.argmax(jnp.all(same, axis=-1), axis=-1), -1)
 
 
+def role(learner: Any, params: Any, rollout: Rollout) -> Int[Array, "P G"]:
+    """0: all answers play the same part."""
+    del learner, params
+    return jnp.zeros(rollout.reward.shape, jnp.int32)
+
+
 MEASURED = {
     "token_energy": token_energy,
     "energy": energy,
@@ -58,6 +64,7 @@ MEASURED = {
     "duration": duration,
     "answer_key": answer_key,
     "drift": drift,
+    "role": role,
 }
 
 

@@ -67,6 +67,7 @@ from jaxrl_llm.recipes.off_policy import (
     vespo_reinforce,
 )
 from jaxrl_llm.recipes.papers import (
+    advevo_marl,
     bnpo_components,
     duration_aware,
     nsr,
@@ -111,6 +112,7 @@ from jaxrl_llm.recipes.shaped import (
 )
 
 __all__ = [
+    "advevo_marl",
     "asymre",
     "bnpo",
     "bnpo_components",

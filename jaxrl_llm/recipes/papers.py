@@ -3,6 +3,7 @@
 from jaxrl_llm import masked
 from jaxrl_llm.advantages import at_end, chain, leave_one_out, no_baseline, per_token
 from jaxrl_llm.advantages.baselines.pool_mean import pool_mean
+from jaxrl_llm.advantages.baselines.role_mean import role_mean
 from jaxrl_llm.advantages.tokens.oreal_token_weights import oreal_token_weights
 from jaxrl_llm.advantages.tokens.prime import prime as prime_credit
 from jaxrl_llm.advantages.tokens.token_whiten import token_whiten
@@ -222,4 +223,19 @@ def duration_aware() -> Recipe:
         spec=called(duration_aware, locals()),
         advantage=per_token(chain(leave_one_out(), duration_weight())),
         objective=Objective(surrogate=clipped(), aggregate=answer_sum()),
+    )
+
+
+def advevo_marl(roles: int = 2, leave_one_out: bool = False) -> Recipe:
+    """AdvEvo-MARL (arXiv 2510.01586): r - mean over the answers of the same role, clipped ratio, mean over tokens.
+
+    Roles are `Rollout.extras["role"]`; no task here gives more than one, and then the mean is that of the group. The set
+    that the mean runs over, and that nothing is divided by a deviation: unverified, no training code is public.
+
+    Verified: exact enumeration; equality with the group mean where all have one role.
+    """
+    return Recipe(
+        spec=called(advevo_marl, locals()),
+        advantage=per_token(role_mean(roles=roles, leave_one_out=leave_one_out)),
+        objective=Objective(surrogate=clipped(), aggregate=token_mean()),
     )

@@ -45,7 +45,7 @@ def policies(seed):
             lambda path: float(next(marks)),
             eos=1,
             length=2,
-            extras={name: rng.uniform(0.2, 1, shape) for name, shape in EXTRAS.items()},
+            extras={name: rng.uniform(0.2, 1, shape) for name, shape in EXTRAS.items()} | {"role": np.zeros(3, int)},
             prompt_extras={"greedy_reward": 1.0, "difficulty": 1.0, "drift": 0.0},
         )
 
