@@ -69,7 +69,7 @@ class Config:
     learning_rate: float = 5e-4  # of the optimizer, at its peak
     schedule: Spelled[schedules.Schedule] = "cosine"  # learning rate over updates: NAME[,warmup=N]
     max_grad_norm: float = 1.0  # gradients are scaled down to this Euclidean norm; 0: never
-    weight_decay: float = 0.0  # decoupled
+    weight_decay: float = 0.0  # decoupled from the gradient; 0: none
     epochs: int = 1  # updates on each rollout; from the second on the policy has left the sampled one
     accumulation: int = 1  # micro-batches per update: less memory, the same numbers
     temperature: float = 1.0  # of sampling, above 0

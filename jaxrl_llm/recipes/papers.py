@@ -229,8 +229,8 @@ def duration_aware() -> Recipe:
 def advevo_marl(roles: int = 2, leave_one_out: bool = False) -> Recipe:
     """AdvEvo-MARL (arXiv 2510.01586): r - mean over the answers of the same role, clipped ratio, mean over tokens.
 
-    Roles are `Rollout.extras["role"]`; no task here gives more than one, and then the mean is that of the group. The set
-    that the mean runs over, and that nothing is divided by a deviation: unverified, no training code is public.
+    Roles are `Rollout.extras["role"]`; no task here gives more than one, and then the mean is that of the group. The
+    set that the mean runs over, and that nothing is divided by a deviation: unverified, no training code is public.
 
     Verified: exact enumeration; equality with the group mean where all have one role.
     """
