@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-WORDS = {True: "reproduced", False: "refuted", None: "undecided at this scale"}
+WORDS = {True: "reproduced", False: "refuted", None: "undecided"}
 
 
 class Part(NamedTuple):

@@ -64,16 +64,16 @@ STANDARD = Laboratory(
     config=Config(
         task="addition,digits=2",
         recipe="rloo",
-        steps=240,
+        steps=1600,
         prompts_per_step=64,
-        learning_rate=2e-4,
+        learning_rate=3e-4,
         schedule="constant",
         measure_kl=False,
         eval_problems=256,
         warmup=WarmUp(accuracy=0.3, max_steps=4000, check_every=25),
         model=MODEL,
     ),
-    steps=(0, 80, 240),
+    steps=(0, 400, 1600),
     prompts=16,
     answers=256,
 )
@@ -91,7 +91,7 @@ def smoke(cache: pathlib.Path) -> Laboratory:
         warmup=WarmUp(accuracy=0.3, max_steps=100, check_every=100, batch=32),
         model=SMALL,
     )
-    return Laboratory(config=config, steps=(0,), prompts=4, answers=32, screening=32, cache=cache)
+    return Laboratory(config=config, steps=(0,), prompts=6, answers=96, screening=32, cache=cache)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +124,10 @@ class Pool:
     def signal(self) -> np.ndarray:
         """|g|² [P] of g = 1/M Σ r s."""
         return np.einsum("pm,pmn,pn->p", self.reward, self.gram, self.reward) / self.reward.shape[1] ** 2
+
+    def prompts(self, where: np.ndarray) -> "Pool":
+        """Those of the prompts."""
+        return Pool(**{field.name: getattr(self, field.name)[where] for field in dataclasses.fields(self)})
 
     def half(self, odd: bool) -> "Pool":
         """Every other answer, as a pool of its own."""
@@ -272,25 +276,3 @@ def _figures(pool: Pool, index: np.ndarray, credit: np.ndarray) -> Figures:
         variance = (squares - mean @ pool.gram[i] @ mean) * draws / (draws - 1)
         found[:, i] = variance, squares - variance, mean @ pool.gram[i] @ target, target @ pool.gram[i] @ target
     return Figures(**dict(zip(("variance", "mean_square", "along", "signal"), found, strict=True)))
-
-
-def ratio_of_sums(above: np.ndarray, below: np.ndarray, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
-    """(Σ above)/(Σ below) over prompts, and its interval: prompts are drawn anew 4000 times. [3]: value, low, high.
-
-    NaN of fewer than four prompts.
-    """
-    if len(above) < 4:
-        return np.full(3, np.nan)
-    rows = np.random.default_rng(seed).integers(0, len(above), (4000, len(above)))
-    spread = above[rows].sum(axis=1) / below[rows].sum(axis=1)
-    return np.array([above.sum() / below.sum(), *np.quantile(spread, [(1 - level) / 2, (1 + level) / 2])])
-
-
-def mean(values: np.ndarray) -> np.ndarray:
-    """Mean over prompts with its interval [3]."""
-    return ratio_of_sums(values, np.ones(len(values)))
-
-
-def geometric_mean(ratios: np.ndarray) -> np.ndarray:
-    """exp of the mean log over prompts with its interval [3]: each prompt counts the same, whatever its energy."""
-    return np.exp(mean(np.log(ratios)))
