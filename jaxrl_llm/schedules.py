@@ -4,15 +4,20 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from jaxtyping import Array, Float
+
 __all__ = ["constant", "cosine", "linear"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """`build(peak, updates)` gives the optax schedule of a run of so many updates. `spec` is its spelling."""
+    """`build(peak, updates)` gives the optax schedule of a run of so many updates. `spec` is its spelling.
+
+    The peak may be traced.
+    """
 
     spec: str
-    build: Callable[[float, int], Callable[[Any], Any]]
+    build: Callable[[float | Float[Array, ""], int], Callable[[Any], Any]]
 
 
 def constant(warmup: int = 10) -> Schedule:
@@ -34,7 +39,7 @@ def _after_warmup(name: str, warmup: int, main: Callable[..., Callable[[Any], An
     if warmup < 0:
         raise ValueError(f"warmup must be 0 or more, not {warmup}")
 
-    def build(peak: float, updates: int) -> Callable[[Any], Any]:
+    def build(peak: float | Float[Array, ""], updates: int) -> Callable[[Any], Any]:
         import optax
 
         # The first update is number 0 and must move: with `warmup` w it runs at peak/(w + 1), not at 0.
