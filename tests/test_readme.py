@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -43,6 +44,17 @@ def test_programs_in_the_readme_run(number, tmp_path, monkeypatch):
     path.write_text(SHORT + program.replace("steps=300", "**QUICK"))
     load(path)
     assert list(tmp_path.glob("runs/*/report.html"))
+
+
+def test_the_exact_numbers_of_the_readme_are_what_its_program_prints(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(blocks(README)[2])
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = {line.split()[0]: [float(x) for x in re.findall(r"\d\.\d+", line)] for line in done.stdout.splitlines()}
+    shown = {name: re.search(rf"^\| {name} \| (.*) \|$", README, re.M) for name in printed}
+    assert list(printed) == ["none", "rloo", "mean", "grpo"]
+    assert {name: [float(x) for x in row[1].split(" | ")] for name, row in shown.items()} == printed
 
 
 def test_ci_runs_the_test_command_of_the_readme():
