@@ -1,12 +1,13 @@
 """Which constant should a baseline aim at: V, b* = E[r e]/E[e], one of its proxies, or zero?
 
-Claim: b* has the least variance (Weaver and Tao, 2001; Greensmith et al., 2004), and length stands in for the energy
-e = |score|² (OPO, Hao et al., arXiv 2505.23585).
+Claims: b* has the least variance (Weaver and Tao, 2001; Greensmith et al., 2004), and the energy e = |score|² in the
+logits, which a forward pass gives, stands in for that in the parameters (OTB, arXiv 2602.07078). A second answer,
+length_as_energy, is about the claim that length stands in for it (OPO, Hao et al., arXiv 2505.23585).
 
 The constants are taken from one half of a prompt's pool and judged on the other, both ways, so that b* has to prove
-itself on answers that it has not seen. Written before the numbers: b* varies less than V; the logit proxy keeps more
-than half of the gain (in logs), length less than a quarter; where more than 60% of the answers are right and wrong
-answers have more energy, zero varies less than V.
+itself on answers that it has not seen. Written before the numbers: b* varies less than V; where more than 60% of the
+answers are right and wrong answers have more energy, zero varies less than V; the logit proxy keeps more than half of
+the gain of b* (in logs); length is refuted if it keeps less than a quarter.
 """
 
 import numpy as np
@@ -20,9 +21,12 @@ from jaxrl_llm.report_plots import PALETTE
 NAME = "baseline_target"
 QUESTION = "Which constant should a baseline aim at: V, b*, one of its proxies, or zero?"
 CLAIM = (
-    "The constant of least variance is b* = E[r e]/E[e] (Weaver and Tao, 2001; Greensmith et al., 2004), and the "
-    "length of an answer stands in for its energy e (OPO, Hao et al., arXiv 2505.23585)."
+    "The constant of least variance is b* = E[r e]/E[e], e = |score|² (Weaver and Tao, 2001; Greensmith et al., 2004), "
+    "and the energy in the logits stands in for e (OTB, arXiv 2602.07078)."
 )
+LENGTH = "length_as_energy"
+LENGTH_QUESTION = "Does a baseline weighted by length come near the best constant?"
+LENGTH_CLAIM = "The length of an answer stands in for the energy of its score (OPO, Hao et al., arXiv 2505.23585)."
 WEIGHTS = {
     "b*": lambda pool: pool.energy,
     "length": lambda pool: pool.length,
@@ -48,21 +52,31 @@ def variances(pool: Pool) -> dict[str, np.ndarray]:
     return total
 
 
+def kept(spread: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Share of the gain of b* over V, in logs, that another constant keeps."""
+    gain = {key: np.log(spread["V"] / spread[key]) for key in (name, "b*")}
+    return ratio_of_sums(gain[name], gain["b*"])
+
+
 def parts(spread: dict[str, np.ndarray], easy: np.ndarray) -> list[Part]:
-    """What the claim says of variances [P]; `easy` marks the prompts on which zero should win."""
-    gain = {name: np.log(spread["V"] / x) for name, x in spread.items()}
-    kept = lambda name: ratio_of_sums(gain[name], gain["b*"])  # noqa: E731
+    """What is claimed of variances [P]; `easy` marks the prompts on which zero should win."""
+    zero = spread["zero"] / spread["V"]
+    where = f"on the {easy.sum()} prompts with pass rate > {EASY} and C < 0"
     return [
         Part("variance of b* over that of V", geometric_mean(spread["b*"] / spread["V"]), "below", 1),
-        Part("share of that gain that the logit proxy keeps", kept("logit proxy"), "above", 0.5),
-        Part("share of that gain that length keeps", kept("length"), "below", 0.25),
+        Part("share of that gain that the logit proxy keeps", kept(spread, "logit proxy"), "above", 0.5),
         Part(
-            f"variance of zero over that of V, on the {easy.sum()} prompts with pass rate > {EASY} and C < 0",
-            geometric_mean((spread["zero"] / spread["V"])[easy]),
+            f"variance of zero over that of V, {where}",
+            geometric_mean(zero[easy]),
             "below",
             1,
         ),
     ]
+
+
+def length_parts(spread: dict[str, np.ndarray]) -> list[Part]:
+    """What is claimed of length."""
+    return [Part("share of the gain of b* over V that length keeps", kept(spread, "length"), "above", 0.25)]
 
 
 def run(lab: Laboratory, command: str, out=None) -> str:
@@ -81,18 +95,16 @@ def run(lab: Laboratory, command: str, out=None) -> str:
         weight = WEIGHTS[name](pool) if name in WEIGHTS else None
         row["correlation with energy"] = "" if weight is None else _correlation(weight, pool.energy)
         rows.append(row | {"prompts": len(x), "better than V on": f"{np.mean(x < spread['V']):.0%}"})
-    publish(
-        NAME,
-        question=QUESTION,
-        claim=CLAIM,
-        verdict=word,
-        reason=f"{reason} {sizes(lab)} Lengths are {pool.length.min():.0f} to {pool.length.max():.0f} tokens, so there "
-        f"is little for length to tell.",
-        command=command,
-        rows=rows,
-        figure=_figure(pool, spread),
-        out=out,
+    about = (
+        f"{sizes(lab)} Answers are {pool.length.min():.0f} to {pool.length.max():.0f} tokens long, so that length has "
+        f"little to tell here."
     )
+    figure = _figure(pool, spread)
+    shared = {"command": command, "rows": rows, "figure": figure}
+    publish(NAME, question=QUESTION, claim=CLAIM, verdict=word, reason=f"{reason} {about}", out=out, **shared)
+    other, reason = decide(length_parts(spread))
+    shared |= {"question": LENGTH_QUESTION, "claim": LENGTH_CLAIM, "out": out and out / LENGTH}
+    publish(LENGTH, verdict=other, reason=f"{reason} {about}", **shared)
     return word
 
 
@@ -117,8 +129,9 @@ def _figure(pool: Pool, spread: dict[str, np.ndarray]):
     right.set_yticks(range(len(shown)), shown)
     right.invert_yaxis()
     right.axvline(1, color="#999999", linewidth=0.8)
-    right.set_xscale("log")
-    right.set_xlabel("geometric mean over prompts, 95% interval")
+    right.set(xscale="log", xlim=(0.1, 1.5), xlabel="geometric mean over prompts, 95% interval")
+    right.set_xticks([0.1, 0.2, 0.5, 1], ["0.1", "0.2", "0.5", "1"])
+    right.set_xticks([], minor=True)
     right.grid(axis="x")
     return figure
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.answers import publish
 from experiments.decisions import Part, decide
-from experiments.pool_reports import arguments, figure_of, geometric_mean, mean, sizes
+from experiments.pool_reports import arguments, figure_of, ratio_of_sums, sizes
 from experiments.pools import Laboratory, Pool, pools, resample
 from jaxrl_llm import advantages as parts_of
 from jaxrl_llm.report_plots import PALETTE
@@ -43,6 +43,8 @@ SCHEMES = {
 }
 SIZES = (4, 8, 16)
 NEAR = (0.9, 1.1)
+ROUNDING = 1e-5  # of E|ĝ|²: the scores are float32, a smaller variance is rounding, or groups that never came up
+RESOLVED = 0.05  # standard error of the observed variance, relative to it; a pair above it is left out
 ENOUGH = 0.9
 
 
@@ -67,18 +69,26 @@ def predicted(moments: BinaryMoments, group_size: int) -> dict[str, np.ndarray]:
 
 
 def observed(pool: Pool, group_size: int, draws: int) -> dict[str, np.ndarray]:
-    """Variance [P] over groups drawn from the pool."""
+    """Variance [P] over groups drawn from the pool; NaN where too few of them had any credit to tell."""
     found = resample(pool, SCHEMES, group_size, draws=draws, seed=group_size)
-    return {name: x.variance for name, x in found.items()}
+    resolved = lambda x: (x.error < RESOLVED) & (x.variance > ROUNDING * x.mean_square)  # noqa: E731
+    return {name: np.where(resolved(x), x.variance, np.nan) for name, x in found.items()}
 
 
-def parts(within: np.ndarray, formula: np.ndarray, control: np.ndarray) -> list[Part]:
-    """`within` [P ...]: 1 inside `NEAR`, pool against pool. `formula`, `control` [P ...]: |log ratio| of two halves."""
-    flat = lambda x: x.reshape(len(x), -1).mean(axis=1)  # noqa: E731
-    excess = geometric_mean(np.exp(flat(formula) - flat(control)))
+def parts(ratios: np.ndarray, formula: np.ndarray, control: np.ndarray) -> list[Part]:
+    """`ratios` [P S]: predicted/observed, pool against pool. `formula`, `control`: |log ratio| between halves [P S].
+
+    NaN: not resolved, left out.
+    """
+    seen = np.isfinite(ratios)
+    inside = (ratios >= NEAR[0]) & (ratios <= NEAR[1])
+    both = np.isfinite(formula) & np.isfinite(control)
+    some = both.any(axis=1)
+    excess = ratio_of_sums(np.where(both, formula, 0).sum(axis=1)[some], np.where(both, control, 0).sum(axis=1)[some])
+    share = ratio_of_sums(inside.sum(axis=1)[seen.any(axis=1)], seen.sum(axis=1)[seen.any(axis=1)])
     return [
-        Part(f"share of pairs with predicted/observed in {list(NEAR)}", mean(flat(within)), "above", ENOUGH),
-        Part("error between halves, formula over resampling", excess, "below", 1.05),
+        Part(f"share of {seen.sum()} pairs with predicted/observed in {list(NEAR)}", share, "above", ENOUGH),
+        Part("|log ratio| between halves, formula over resampling", excess, "below", 1.05),
     ]
 
 
@@ -91,7 +101,7 @@ def run(lab: Laboratory, command: str, out=None, *, draws: int = 8000) -> str:
     if not enough.any():
         raise ValueError("no prompt has two right and two wrong answers in both halves of its pool: draw more answers")
     pool, halves = pool.prompts(enough), [half.prompts(enough) for half in halves]
-    rows, ratios, fresh, again = [], [], [], []
+    rows, ratios, fresh, again, negative = [], [], [], [], 0
     with jax.enable_x64(True):
         whole = of_pool(pool)
         from_half = jax.vmap(BinaryMoments.from_gram)(jnp.asarray(halves[0].reward), jnp.asarray(halves[0].scores))
@@ -99,24 +109,23 @@ def run(lab: Laboratory, command: str, out=None, *, draws: int = 8000) -> str:
             inside, ahead = predicted(whole, g), predicted(from_half, g)
             seen, first, second = (observed(part, g, draws) for part in (pool, *halves))
             for name in SCHEMES:
-                ratio = inside[name] / seen[name]
-                ratios.append(ratio)
+                ratios.append(inside[name] / seen[name])
+                negative += np.sum((ahead[name] <= 0) & np.isfinite(second[name]))
                 fresh.append(np.abs(np.log(np.maximum(ahead[name], 1e-12) / second[name])))
                 again.append(np.abs(np.log(first[name] / second[name])))
-                low, high = np.quantile(ratio, [0.05, 0.95])
-                row = {"G": g, "scheme": name, "predicted/observed, median": np.median(ratio)}
-                row |= {"5% of prompts below": low, "95% below": high}
-                row |= {"in [0.9, 1.1]": np.mean((ratio >= NEAR[0]) & (ratio <= NEAR[1]))}
-                row |= {"half to half: |log ratio|": np.median(fresh[-1]), "by resampling": np.median(again[-1])}
-                rows.append(row | {"prompts": len(ratio)})
+                rows.append({"G": g, "scheme": name} | _row(ratios[-1], fresh[-1], again[-1]))
     ratios, fresh, again = (np.stack(x, axis=1) for x in (ratios, fresh, again))
-    word, reason = decide(parts(((ratios >= NEAR[0]) & (ratios <= NEAR[1])).astype(float), fresh, again))
+    word, reason = decide(parts(ratios, fresh, again))
     publish(
         NAME,
         question=QUESTION,
         claim=CLAIM,
         verdict=word,
-        reason=f"{reason} {sizes(lab)} {draws} groups were drawn from each pool or half.",
+        reason=f"{reason} {draws} groups were drawn from each pool or half; {np.isnan(ratios).sum()} of {ratios.size} "
+        f"pairs of prompt and scheme were left out: so many groups do not resolve their variance to {RESOLVED:.0%}. "
+        f"{negative} predictions from a half were not above 0, as its unbiased estimate of |∇p|² may be negative, and "
+        f"count as far off. "
+        f"{sizes(lab)}",
         command=command,
         rows=rows,
         figure=_figure(ratios, fresh, again),
@@ -125,13 +134,23 @@ def run(lab: Laboratory, command: str, out=None, *, draws: int = 8000) -> str:
     return word
 
 
+def _row(ratio: np.ndarray, fresh: np.ndarray, again: np.ndarray) -> dict:
+    seen = ratio[np.isfinite(ratio)]
+    both = np.isfinite(fresh) & np.isfinite(again)
+    low, middle, high = np.quantile(seen, [0.05, 0.5, 0.95]) if len(seen) else [np.nan] * 3
+    row = {"prompts": len(seen), "predicted/observed: median": middle, "5%": low, "95%": high}
+    row["in [0.9, 1.1]"] = np.mean((seen >= NEAR[0]) & (seen <= NEAR[1])) if len(seen) else np.nan
+    halves = {"between halves: formula": fresh[both], "resampling": again[both]}
+    return row | {key: np.median(x) if len(x) else np.nan for key, x in halves.items()}
+
+
 def _figure(ratios: np.ndarray, fresh: np.ndarray, again: np.ndarray):
     figure, (left, right) = figure_of(1, 2, (11, 4.2), width_ratios=(3, 2))
     names = list(SCHEMES)
     shift = np.linspace(-0.25, 0.25, len(SIZES))
     for i, (g, colour) in enumerate(zip(SIZES, PALETTE, strict=False)):
         block = ratios[:, i * len(names) : (i + 1) * len(names)]
-        low, middle, high = np.quantile(block, [0.05, 0.5, 0.95], axis=0)
+        low, middle, high = np.nanquantile(block, [0.05, 0.5, 0.95], axis=0)
         ends = [middle - low, high - middle]
         place = np.arange(len(names)) + shift[i]
         left.errorbar(middle, place, xerr=ends, fmt="o", markersize=4, color=colour, capsize=2, label=f"G = {g}")
@@ -141,8 +160,9 @@ def _figure(ratios: np.ndarray, fresh: np.ndarray, again: np.ndarray):
     left.grid(axis="x")
     left.set_xlabel("predicted / observed variance: median, 5% and 95% of prompts")
     left.legend(frameon=False, loc="lower right")
-    right.scatter(again.ravel(), fresh.ravel(), s=5, alpha=0.35, color=PALETTE[0], linewidth=0)
-    top = max(np.quantile(again, 0.99), np.quantile(fresh, 0.99))
+    both = np.isfinite(again) & np.isfinite(fresh)
+    right.scatter(again[both], fresh[both], s=7, alpha=0.4, color=PALETTE[0], linewidth=0)
+    top = np.quantile(np.concatenate([again[both], fresh[both]]), 0.99) if both.any() else 1
     right.plot([0, top], [0, top], color="#999999", linewidth=0.8)
     right.set(xlim=(0, top), ylim=(0, top))
     right.set_xlabel("|log ratio| of both halves, resampled")

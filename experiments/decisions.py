@@ -29,7 +29,7 @@ class Part(NamedTuple):
     def __str__(self) -> str:
         value, low, high = self.interval
         answer = {True: "yes", False: "no", None: "not resolved"}[self.holds]
-        return f"{self.what}: {value:.3g} [{low:.3g}, {high:.3g}], claimed {self.side} {self.bound:g}: {answer}"
+        return f"{self.what}: {value:.4g} [{low:.4g}, {high:.4g}], claimed {self.side} {self.bound:g}: {answer}"
 
 
 def decide(parts: Sequence[Part]) -> tuple[str, str]:

@@ -102,7 +102,7 @@ def _ratio(pairs: list[tuple[dict, dict]]) -> np.ndarray:
     return np.exp([value, value - half, value + half])
 
 
-def run(lab: Laboratory, command: str, out=None, *, batches: int = 16) -> str:
+def run(lab: Laboratory, command: str, out=None, *, batches: int = 40) -> str:
     """Measure, decide and publish. Returns the verdict."""
     lab, batches, batch = _looks(lab, batches)
     programs = Programs(lab.config)

@@ -17,15 +17,15 @@ RUNS = pathlib.Path(__file__).parents[1] / "runs"
 
 
 def arguments(name: str, question: str, argv: list[str] | None = None) -> tuple[Laboratory, str, pathlib.Path | None]:
-    """`python experiments/NAME.py [--smoke] [--out DIR]` -> laboratory, the command, and where the answer goes."""
+    """`python -m experiments.NAME [--smoke] [--out DIR]` -> laboratory, the command, and where the answer goes."""
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("--smoke", action="store_true", help="so small that it shows only that everything runs")
     parser.add_argument("--out", type=pathlib.Path, help=f"folder of the answer; default: experiments/results/{name}")
     chosen = parser.parse_args(argv)
     if not chosen.smoke:
-        return STANDARD, f"python experiments/{name}.py", chosen.out
+        return STANDARD, f"python -m experiments.{name}", chosen.out
     cache = pathlib.Path(tempfile.gettempdir()) / "jaxrl_llm-smoke"
-    return smoke(cache), f"python experiments/{name}.py --smoke", chosen.out or RUNS / f"{name}-smoke"
+    return smoke(cache), f"python -m experiments.{name} --smoke", chosen.out or RUNS / f"{name}-smoke"
 
 
 def figure_of(rows: int, columns: int, size: tuple[float, float], **ratios: Any) -> tuple[Figure, Any]:

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -214,18 +213,20 @@ def _scored(programs: Programs, params: Params, one: Rollout) -> np.ndarray:
     return np.asarray(score_gram(programs.policy, params, one, backend=exact(max_bytes=2**32)).matrix)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Figures:
     """Of the estimate of one group, by prompt [P]: E ĝ and its spread, over groups drawn from the pool.
 
     variance     E|ĝ - Eĝ|²                 along   <Eĝ, g>
     mean_square  |Eĝ|², unbiased            signal  |g|²
+    error        standard error of the variance, relative to it: how well the draws resolve it
     """
 
     variance: np.ndarray
     mean_square: np.ndarray
     along: np.ndarray
     signal: np.ndarray
+    error: np.ndarray
 
     @property
     def cos(self) -> np.ndarray:
@@ -243,36 +244,35 @@ class Figures:
         return (self.variance + self.mean_square) / self.scale**2 - self.signal
 
 
-def resample(pool: Pool, estimators: dict[str, AdvantageTransform], group_size: int, *, draws: int, seed: int) -> Any:
-    """{name: Figures} of groups drawn with replacement, equal draws for all estimators. Only credit within a group."""
-    index = np.random.default_rng(seed).integers(0, pool.reward.shape[1], (*pool.reward.shape[:1], draws, group_size))
-    credits = {name: [] for name in estimators}
-    for p, chosen in enumerate(index):
-        tokens = pool.token_energy[p][chosen]
-        acted = np.arange(tokens.shape[-1]) < pool.length[p][chosen][..., None]
-        arrays = (pool.reward[p][chosen], tokens, pool.energy[p][chosen], acted)
+def resample(
+    pool: Pool, estimators: dict[str, AdvantageTransform], group_size: int, *, draws: int, seed: int
+) -> dict[str, Figures]:
+    """Figures over groups drawn with replacement, equal draws for all estimators. Credit must be that of one group."""
+    p, m = pool.reward.shape
+    index = np.random.default_rng(seed).integers(0, m, (p, draws, group_size))
+    rows = {name: [] for name in estimators}
+    for i, chosen in enumerate(index):
+        block = pool.gram[i][chosen[:, :, None], chosen[:, None, :]]
+        tokens = pool.token_energy[i][chosen]
+        acted = np.arange(tokens.shape[-1]) < pool.length[i][chosen][..., None]
         with jax.enable_x64(True):
-            rows = tuple(map(jnp.asarray, arrays))
-            for name, transform in estimators.items():
-                credits[name].append(np.asarray(_credit(transform, *rows)))
-    return {name: _figures(pool, index, np.stack(credit) / group_size) for name, credit in credits.items()}
+            known = tuple(map(jnp.asarray, (pool.reward[i][chosen], tokens, pool.energy[i][chosen], acted)))
+            credits = {name: np.asarray(_credit(transform, *known)) for name, transform in estimators.items()}
+        target = pool.gram[i] @ pool.reward[i] / m
+        signal = pool.reward[i] @ target / m
+        for name, credit in credits.items():
+            weights = credit / group_size
+            squares = np.einsum("ri,rij,rj->r", weights, block, weights, optimize=True)
+            mean = np.bincount(chosen.ravel(), weights.ravel(), m) / draws
+            across = pool.gram[i] @ mean
+            apart = squares - 2 * np.einsum("ri,ri->r", weights, across[chosen]) + mean @ across  # |ĝ - its mean|²
+            variance = apart.mean() * draws / (draws - 1)
+            error = apart.std() / np.sqrt(draws) / max(variance, 1e-300)
+            rows[name].append((variance, squares.mean() - variance, mean @ target, signal, error))
+    return {name: Figures(*np.transpose(row)) for name, row in rows.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _credit(transform: AdvantageTransform, reward, token_energy, energy, acted):
     rollout = bare_rollout(reward, acted=acted, token_energy=token_energy, energy=energy)
     return transform.update(reward, transform.init(), rollout)[0]
-
-
-def _figures(pool: Pool, index: np.ndarray, credit: np.ndarray) -> Figures:
-    p, draws, _ = index.shape
-    m = pool.reward.shape[1]
-    found = np.zeros((4, p))
-    for i in range(p):
-        weights = np.zeros((draws, m))
-        np.add.at(weights, (np.arange(draws)[:, None], index[i]), credit[i])
-        mean, target = weights.mean(axis=0), pool.reward[i] / m
-        squares = np.einsum("rm,rm->r", weights @ pool.gram[i], weights).mean()
-        variance = (squares - mean @ pool.gram[i] @ mean) * draws / (draws - 1)
-        found[:, i] = variance, squares - variance, mean @ pool.gram[i] @ target, target @ pool.gram[i] @ target
-    return Figures(**dict(zip(("variance", "mean_square", "along", "signal"), found, strict=True)))

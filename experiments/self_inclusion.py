@@ -21,8 +21,9 @@ from jaxrl_llm.report_plots import PALETTE
 NAME = "self_inclusion"
 QUESTION = "How much of the low variance of weighted group baselines comes from an answer's own weight in its baseline?"
 CLAIM = (
-    "Baselines weighted by length (OPO, Hao et al., arXiv 2505.23585) or by energy (OTB, arXiv 2602.07078) have less "
-    "gradient variance than plain ones; tested here: how much of it is left once an answer is not in its own baseline."
+    "Baselines weighted by energy have less gradient variance than plain ones (OTB, arXiv 2602.07078; with length for "
+    "energy: OPO, arXiv 2505.23585). Tested here, own expectation: most of it in small groups is the answer's own "
+    "weight in its baseline, which also turns the gradient; in groups of 8 a part is left without it."
 )
 WEIGHTED = {"energy": energy_weighted, "logit proxy": logit_proxy_weighted, "length": length_weighted}
 SIZES = (4, 8)
