@@ -101,11 +101,12 @@ def run(lab: Laboratory, command: str, out=None, *, draws: int = 8000) -> str:
     if not enough.any():
         raise ValueError("no prompt has two right and two wrong answers in both halves of its pool: draw more answers")
     pool, halves = pool.prompts(enough), [half.prompts(enough) for half in halves]
+    groups = SIZES if len(lab.steps) > 1 else SIZES[:1]  # a smoke run compiles a third
     rows, ratios, fresh, again, negative = [], [], [], [], 0
     with jax.enable_x64(True):
         whole = of_pool(pool)
         from_half = jax.vmap(BinaryMoments.from_gram)(jnp.asarray(halves[0].reward), jnp.asarray(halves[0].scores))
-        for g in SIZES:
+        for g in groups:
             inside, ahead = predicted(whole, g), predicted(from_half, g)
             seen, first, second = (observed(part, g, draws) for part in (pool, *halves))
             for name in SCHEMES:
@@ -128,7 +129,7 @@ def run(lab: Laboratory, command: str, out=None, *, draws: int = 8000) -> str:
         f"{sizes(lab)}",
         command=command,
         rows=rows,
-        figure=_figure(ratios, fresh, again),
+        figure=_figure(groups, ratios, fresh, again),
         out=out,
     )
     return word
@@ -144,11 +145,11 @@ def _row(ratio: np.ndarray, fresh: np.ndarray, again: np.ndarray) -> dict:
     return row | {key: np.median(x) if len(x) else np.nan for key, x in halves.items()}
 
 
-def _figure(ratios: np.ndarray, fresh: np.ndarray, again: np.ndarray):
+def _figure(groups: tuple[int, ...], ratios: np.ndarray, fresh: np.ndarray, again: np.ndarray):
     figure, (left, right) = figure_of(1, 2, (11, 4.2), width_ratios=(3, 2))
     names = list(SCHEMES)
-    shift = np.linspace(-0.25, 0.25, len(SIZES))
-    for i, (g, colour) in enumerate(zip(SIZES, PALETTE, strict=False)):
+    shift = np.linspace(-0.25, 0.25, len(groups))
+    for i, (g, colour) in enumerate(zip(groups, PALETTE, strict=False)):
         block = ratios[:, i * len(names) : (i + 1) * len(names)]
         low, middle, high = np.nanquantile(block, [0.05, 0.5, 0.95], axis=0)
         ends = [middle - low, high - middle]

@@ -165,6 +165,9 @@ def _figure(rows: list[dict]):
             axis.scatter(x[~sure], low[~sure], marker="^", color=colour, facecolor="none")
     left.set(xlabel="step of RL", ylabel="noise scale, units of 8 answers, 95%", yscale="log")
     right.set(xlabel="pass rate at the checkpoint", yscale="log")
+    for axis in (left, right):
+        axis.set_yticks([30, 50, 100, 200, 300], ["30", "50", "100", "200", "300"])
+        axis.set_yticks([], minor=True)
     if left.get_legend_handles_labels()[0]:
         left.legend(frameon=False)
     return figure

@@ -1,0 +1,150 @@
+"""Experiments on pools of answers: the pools, their rules of decision, and that each runs from end to end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import baseline_target, binary_sufficiency, noise_scale, self_inclusion
+from experiments.answers import WORDS
+from experiments.decisions import Part, decide
+from experiments.pool_reports import geometric_mean, ratio_of_sums
+from experiments.pools import Figures, Pool, resample, smoke
+from jaxrl_llm.advantages import group_mean, leave_one_out, no_baseline
+from jaxrl_llm.variance.moments import RlooMoments
+from jaxrl_llm.variance.tables import OutcomeTable
+
+P, M = 4, 24
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory):
+    """One small policy with its pools for all experiments here."""
+    return smoke(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def made_up():
+    draw = np.random.default_rng(0)
+    scores = draw.normal(size=(P, M, 6)) * draw.gamma(1.0, size=(P, M, 1))
+    length = draw.integers(1, 4, (P, M)).astype(float)
+    energy = np.where(np.arange(3) < length[..., None], draw.uniform(0.1, 1, (P, M, 3)), 0)
+    reward = (draw.uniform(size=(P, M)) < 0.4).astype(float)
+    gram = np.einsum("pmd,pnd->pmn", scores, scores)
+    return Pool(step=np.zeros(P), reward=reward, length=length, token_energy=energy, scores=gram), scores
+
+
+@pytest.mark.parametrize("module", [baseline_target, self_inclusion, binary_sufficiency, noise_scale])
+def test_a_smoke_run_leaves_an_answer(laboratory, module, tmp_path):
+    verdict = module.run(laboratory, "the command", tmp_path)
+    assert verdict in WORDS
+    answer = (tmp_path / "answer.md").read_text(encoding="utf-8")
+    assert f"**Verdict: {verdict}**" in answer
+    assert "the command" in answer
+    assert len((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()) > 2
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_groups_from_a_pool_vary_as_the_closed_forms_say(made_up):
+    pool, scores = made_up
+    estimators = {"rloo": leave_one_out(), "mean": group_mean(), "none": no_baseline()}
+    found = resample(pool, estimators, 4, draws=20000, seed=3)
+    with jax.enable_x64(True):
+        for p in range(P):
+            centred = jnp.asarray(scores[p] - scores[p].mean(axis=0))
+            table = OutcomeTable(probs=jnp.full(M, 1 / M), scores=centred, rewards=jnp.asarray(pool.reward[p]))
+            facts = RlooMoments.of(table)
+            wanted = {
+                "rloo": facts.leave_one_out_variance(4),
+                "mean": facts.group_mean_variance(4),
+                "none": facts.constant_variance(0.0, 4),
+            }
+            for name, variance in wanted.items():
+                # Twelve comparisons: 4.5 standard errors are left once in 10^4 runs.
+                assert abs(found[name].variance[p] / float(variance) - 1) < 4.5 * found[name].error[p]
+                assert found[name].error[p] < 0.05
+            np.testing.assert_allclose(found["rloo"].signal[p], float(facts.gradient_norm2), rtol=1e-9)
+    np.testing.assert_allclose(found["mean"].scale, 0.75 * found["rloo"].scale, rtol=1e-9)
+    np.testing.assert_allclose(found["mean"].mse_rescaled, found["rloo"].mse_rescaled, rtol=1e-6)
+
+
+def test_four_numbers_of_a_pool_predict_its_groups(made_up):
+    pool, _ = made_up
+    with jax.enable_x64(True):
+        inside = binary_sufficiency.predicted(binary_sufficiency.of_pool(pool), 8)
+    seen = resample(pool, binary_sufficiency.SCHEMES, 8, draws=20000, seed=1)
+    for name, x in seen.items():
+        sure = x.error < 0.05
+        assert np.all(np.abs(inside[name] / x.variance - 1)[sure] < 5 * x.error[sure]), name
+
+
+def test_halves_share_no_answer(made_up):
+    pool, _ = made_up
+    rows = np.concatenate([pool.half(odd).energy.shape for odd in (False, True)])
+    assert list(rows) == [P, M // 2, P, M // 2]
+    both = pool.half(False).reward.sum(axis=1) + pool.half(True).reward.sum(axis=1)
+    np.testing.assert_array_equal(both, pool.reward.sum(axis=1))
+    np.testing.assert_allclose(pool.half(True).gram.sum(axis=1), 0, atol=1e-9)
+
+
+def test_parts_make_a_verdict():
+    yes, no, open_ = (Part("x", interval, "below", 1) for interval in ((0.5, 0.4, 0.6), (2, 1.5, 3), (1, 0.5, 2)))
+    assert decide([yes])[0] == "reproduced"
+    assert decide([yes, open_])[0] == "undecided"
+    assert decide([yes, open_, no])[0] == "refuted"
+    assert Part("x", (2, 1.5, 3), "above", 1).holds is True
+    assert Part("x", (0.5, 0.4, 0.6), "above", 1).holds is False
+    assert Part("x", (np.nan, np.nan, np.nan), "above", 1).holds is None
+    with pytest.raises(ValueError, match="at least one part"):
+        decide([])
+
+
+def test_intervals_over_prompts():
+    draw = np.random.default_rng(5)
+    low = ratio_of_sums(draw.gamma(4.0, size=200), np.ones(200))
+    assert low[1] < 4 < low[2]
+    assert low[2] - low[1] == pytest.approx(2 * 1.96 * 2 / np.sqrt(200), rel=0.15)
+    np.testing.assert_allclose(geometric_mean(np.full(6, 0.25)), 0.25, rtol=1e-12)
+    assert np.all(np.isnan(ratio_of_sums(np.ones(3), np.ones(3))))
+
+
+def figures(variance, cos=1.0):
+    ones = np.ones(8)
+    along = cos * ones
+    return Figures(np.asarray(variance) * np.linspace(0.9, 1.1, 8), ones, along, ones, 0.01 * ones)
+
+
+def test_rules_refute_what_is_not_so():
+    flat = np.linspace(0.9, 1.1, 8)
+    spread = {name: level * flat for name, level in {"V": 1, "b*": 2, "logit proxy": 3, "length": 1, "zero": 4}.items()}
+    assert decide(baseline_target.parts(spread, np.ones(8, bool)))[0] == "refuted"
+    spread |= {"b*": 0.2 * flat, "logit proxy": 0.3 * flat, "zero": 0.5 * flat, "length": 0.99 * flat}
+    assert decide(baseline_target.parts(spread, np.ones(8, bool)))[0] == "reproduced"
+    assert decide(baseline_target.length_parts(spread))[0] == "refuted"
+
+    names = ("energy", "logit proxy")
+    kind = lambda own, others, cos: {  # noqa: E731
+        "leave-one-out": figures(1.0),
+        **{f"{name}, self": figures(own, cos) for name in names},
+        **{f"{name}, others": figures(others) for name in names},
+    }
+    good, late = kind(0.2, 0.7, 0.98), kind(0.5, 0.8, 0.99)
+    assert decide(self_inclusion.parts({4: good, 8: late}))[0] == "reproduced"
+    assert decide(self_inclusion.parts({4: kind(0.2, 0.25, 0.98), 8: late}))[0] == "refuted"
+
+    right, noise = np.full((8, 3), 1.01), np.full((8, 3), 0.3)
+    assert decide(binary_sufficiency.parts(right, noise, noise))[0] == "reproduced"
+    assert decide(binary_sufficiency.parts(1.3 * right, noise, noise))[0] == "refuted"
+    assert decide(binary_sufficiency.parts(right, 2 * noise, noise))[0] == "refuted"
+
+    def rows(gram, far):
+        levels = {"two-batch": 1.0, "ANOVA": 1.0, "Gram": gram}
+        sizes = {0: (0.1, far), 5: (0.5, 50.0)}
+        for step, (rate, level) in sizes.items():
+            for way, factor in levels.items():
+                x = level * factor
+                yield {"step": step, "way": way, "pass rate": rate, "noise scale": x, "low": 0.97 * x, "high": 1.03 * x}
+
+    assert decide(noise_scale.parts(list(rows(1.0, 100.0))))[0] == "reproduced"
+    assert decide(noise_scale.parts(list(rows(2.0, 100.0))))[0] == "refuted"
+    assert decide(noise_scale.parts(list(rows(1.0, 20.0))))[0] == "refuted"
