@@ -12,7 +12,7 @@ import tiny
 from learners import assert_close, compiled, distance, learner
 
 from jaxrl_llm import recipes, schedules
-from jaxrl_llm.config import Config, WarmUp
+from jaxrl_llm.config import Config, ConfigError, WarmUp
 from jaxrl_llm.learner import Learner
 from jaxrl_llm.programs import build_optimizer
 
@@ -79,6 +79,7 @@ def test_peer_defect_dead_knobs_of_the_learner():
         "max_grad_norm": 1e-8,
         "weight_decay": 0.5,
         "learning_rate": 1e-2,
+        "optimizer": "sgd",
         "schedule": schedules.linear(warmup=0),
     }.items():
         assert distance(configured(**{knob: value}), base) > 1e-4, f"{knob} changes nothing"
@@ -102,6 +103,19 @@ def test_the_optimizer_is_adamw_behind_a_bound_on_the_norm():
         m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
         x = x - 0.01 * t * (m / (1 - 0.9**t) / (jnp.sqrt(v / (1 - 0.99**t)) + 1e-8) + 0.1 * x)
         assert_close(params["x"], x)
+
+
+def test_plain_sgd_moves_by_the_rate_times_the_bounded_gradient():
+    c = config(optimizer="sgd", max_grad_norm=0.5, weight_decay=0.1)
+    optimizer = build_optimizer(c, lambda count: 0.01 * (1 + count))
+    params = {"x": jnp.asarray([1.0, -2.0])}
+    updates, state = optimizer.update({"x": jnp.asarray([3.0, 4.0])}, optimizer.init(params), params)
+    assert_close(updates["x"], -0.01 * (jnp.asarray([0.3, 0.4]) + 0.1 * params["x"]))
+    updates, _ = optimizer.update({"x": jnp.asarray([0.0, 0.0])}, state, {"x": jnp.zeros(2)})
+    assert_close(updates["x"], jnp.zeros(2))  # nothing is remembered
+    object.__setattr__(c, "optimizer", "sgdd")  # as in a process that does not check types
+    with pytest.raises(ConfigError, match="did you mean 'sgd'"):
+        c._check_numbers()
 
 
 def test_without_a_bound_a_gradient_keeps_its_norm():
