@@ -71,9 +71,7 @@ def singles() -> dict[str, object]:
 
 
 # Compositions that differ in kind. What a recipe is made of is here link by link, and `tests/recipes` has them all.
-RECIPES = (
-    *("bnpo", "grpo", "gdpo_as_in_trl", "reinforce_pp", "otb", "prime", "oreal", "gpg"),
-)
+RECIPES = (*("bnpo", "grpo", "gdpo_as_in_trl", "reinforce_pp", "otb", "prime", "oreal", "gpg"),)
 
 
 def of_recipes() -> dict[str, object]:
