@@ -11,6 +11,7 @@ import jax
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from experiments.decisions import Part, decide
 from jaxrl_llm.report_plots import STYLE
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -90,3 +91,12 @@ def figure_of(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figur
 def exact(value: Any) -> tuple[float, float, float]:
     """A figure without error as value, low, high: what `decisions.Part` takes."""
     return float(value), float(value), float(value)
+
+
+def decided(parts: list[Part]) -> tuple[str, str]:
+    """`decide`, but figures without error are shown without an interval."""
+    shown = []
+    for part in parts:
+        _, low, high = part.interval
+        shown.append(str(part).replace(f" [{low:.4g}, {high:.4g}]", "") if low == high else str(part))
+    return decide(parts)[0], "; ".join(shown) + "."
