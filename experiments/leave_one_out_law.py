@@ -125,12 +125,12 @@ def run(smoke: bool, command: str, out: pathlib.Path | None) -> str:
     axes[0].set(xscale="log", yscale="log", xlabel="group size G", ylabel="variance of leave-one-out")
     axes[0].set_title("lines: the law; points: enumerated, or simulated with 99.9% intervals", fontsize=9)
     axes[1].axhline(1, color="#999999", linewidth=0.8)
-    axes[1].set(xscale="log", xlabel="group size G", ylabel="variance of no baseline / of leave-one-out")
+    axes[1].set(xscale="log", yscale="log", xlabel="group size G", ylabel="variance of no baseline / of leave-one-out")
     axes[1].set_title("above 1 leave-one-out is better; rewards coded from 0", fontsize=9)
     for axis in axes:
         axis.set_xticks([2, 4, 8, 16, 32, 64], [2, 4, 8, 16, 32, 64])
         axis.minorticks_off()
-    axes[1].legend(frameon=False, fontsize=8, ncols=2)
+    axes[1].legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
     publish(
         NAME,
         question=QUESTION,

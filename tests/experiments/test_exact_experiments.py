@@ -125,3 +125,10 @@ def test_an_own_weight_that_turns_nothing_is_refuted():
     for which, change in ((0, {"cosine": 1.0}), (1, {"bias": 0.1}), (1, {"variance / leave-one-out's": 0.6})):
         bad = [x | change if n == which else x for n, x in enumerate(rows)]
         assert decided(self_inclusion_exact.parts(bad))[0] == "refuted"
+
+
+def test_a_weight_that_is_no_polynomial_is_refuted():
+    row = {"F'": 1.0, "polynomial": 1.0, "cosine": 1.0}
+    assert decided(f_of_p.parts([row], 8))[0] == "reproduced"
+    for change in ({"F'": 1.01}, {"cosine": 0.99}):
+        assert decided(f_of_p.parts([row | change], 8))[0] == "refuted"
