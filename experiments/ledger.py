@@ -62,7 +62,7 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as JSON has them: a figure that is not finite is null, and six digits are enough for a curve."""
+    """Numbers as JSON has them; what is not finite is null."""
     if isinstance(value, dict):
         return {name: _plain(x) for name, x in value.items()}
     if isinstance(value, list | tuple):

@@ -3,7 +3,7 @@
 r_i - mean_{j != i} r_j = G/(G-1) (r_i - mean_j r_j) in a full group: the two credits differ by a constant. Plain SGD
 takes it for a learning rate, and AdamW divides it out.
 
-    python experiments/rloo_or_mean.py [--smoke] [--out DIR]      # five arms of 16 seeds: some ten minutes on two cores
+    python experiments/rloo_or_mean.py [--smoke] [--out DIR]      # five arms of 16 seeds: ten minutes on two cores
 """
 
 import pathlib

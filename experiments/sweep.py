@@ -186,7 +186,9 @@ def _record(key: Key, trajectory: Trajectory, seconds: float, together: int) -> 
     metrics, looks, failed = trajectory
     steps = len(metrics["loss"])
     at = np.unique(np.linspace(0, steps - 1, min(steps, POINTS)).round().astype(int))
-    curves = {name: [(at + 1).tolist(), metrics[name][at].tolist()] for name in CURVES if name in metrics}
+    curves = {
+        name: [(at + 1).tolist(), [float(f"{x:.6g}") for x in metrics[name][at]]] for name in CURVES if name in metrics
+    }
     for name in looks[0]:
         curves[name] = [list(looks), [figures[name] for figures in looks.values()]]
     arm, seed, code = key

@@ -4,6 +4,7 @@ metrics differ by rounding, because the compiler fuses a scan under vmap otherwi
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
@@ -79,7 +80,7 @@ def test_decoding_runs_leave_the_loop_together():
 
     def counter(axis):
         def answers(params, seed, rate):
-            keys = answer_keys(stream_key(seed, Stream.ROLLOUT), 1, np.arange(2), 4)
+            keys = answer_keys(stream_key(seed, Stream.ROLLOUT), 1, jnp.arange(2), 4)
             run = programs.traced(seed, rate, axis)
             return run.answers(params, asked.prompt, asked.prompt_mask, keys, small.BASE.sampling)
 
