@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from enumerate_groups import Table, cosine, credit_of_batches, expected_gradient, extras_of, sequences, tables
-from every_transform import KINDS, MEMBERS, SINGLES, of_recipes
+from every_transform import KINDS, MEMBERS, SINGLES
 
-from jaxrl_llm import masked
+from jaxrl_llm import masked, recipes
 from jaxrl_llm.advantages import (
     AdvantageTransform,
     Traits,
@@ -127,9 +127,8 @@ def test_a_chain_of_two_scaled_links_claims_nothing():
 
 
 def test_unbiased_recipes_say_so():
-    claims = {name: transform.traits.unbiased for name, transform in of_recipes().items()}
     expected = {"bnpo": "no", "dr_grpo": "scaled", "grpo": "no", "reinforce": "yes", "rloo": "yes", "opo": "no"}
-    assert {name: claims[f"recipe {name}"] for name in expected} == expected
+    assert {name: getattr(recipes, name)().advantage.traits.unbiased for name in expected} == expected
 
 
 # Each estimator by its own theorem, without its traits.
