@@ -33,6 +33,7 @@ setuptools.setup(
     extras_require={
         "tasks": TASKS,
         "benchmarks": ["torch==2.13.0"],
+        "notebooks": ["jupyterlab>=4"],
         "test": [*TASKS, "beartype>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["jaxrl-llm = jaxrl_llm.cli:main"]},
