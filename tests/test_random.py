@@ -117,6 +117,7 @@ def test_streams_keep_their_numbers():
         "EVALUATION": 4,
         "SAMPLE": 5,
         "SELECTION": 6,
+        "VARIANCE": 7,
     }
 
 

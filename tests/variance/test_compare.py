@@ -195,7 +195,7 @@ def test_batches_of_prompts_agree_with_enumeration(pool):
     hits = covered(pool[:3], 60, estimators=estimators, group=2, answers=2, prompts=2)
     assert min(hits.values()) >= least_hits(60, 0.95, 1e-3 / len(hits)), hits
     gram, rollout = frozen(pool, 2, 0)
-    with pytest.raises(ValueError, match="others compares prompts and needs 2 in a unit, not 1: say prompts=2"):
+    with pytest.raises(ValueError, match="others compares prompts and needs 2 or more in a unit, not 1: say prompts=2"):
         compare_scores(estimators, gram, rollout)
 
 
