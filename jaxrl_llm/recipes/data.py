@@ -30,10 +30,10 @@ def rif_rft(attempts: int = 8, at_least: int = 1) -> Recipe:
     )
 
 
-def sari(order: str = "easy_to_hard", attempts: int = 8, tiers: int | None = None) -> Recipe:
+def sari(order: str = "easy_to_hard", attempts: int = 8, tiers: int = 0) -> Recipe:
     """SARI (arXiv 2504.15900): GRPO on the problems that are ever solved, easy ones first.
 
-    `order` is easy_to_hard, hard_to_easy, near_half or random; `tiers` cuts the order into so many steps. attempts and
+    `order` is easy_to_hard, hard_to_easy, near_half or random; `tiers` cuts the order into so many steps, 0: one a rate. attempts and
     tiers: unverified, no paper states them.
 
     Verified: the order by hand; each epoch holds every problem once.
@@ -49,7 +49,7 @@ def sari(order: str = "easy_to_hard", attempts: int = 8, tiers: int | None = Non
             attempts=attempts,
             keep=solvable,
             # A rate k / S takes S + 1 values, so finer tiers than the rates themselves say nothing.
-            order=by_rate and (lambda rate: by_rate(rate, tiers and min(tiers, len(rate)))),
+            order=by_rate and (lambda rate: by_rate(rate, min(tiers, len(rate)) or None)),
         ),
     )
 

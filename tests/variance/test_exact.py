@@ -228,7 +228,7 @@ def misuse():
     off = bigram(off_policy=True)
     return {
         "groups of 2 answers, not 1": lambda: moments(leave_one_out(), table, 1),
-        "needs 2 prompts, not 1": lambda: moments(other_prompts_mean(), table, 2),
+        "it needs batches of 2, not 1": lambda: moments(other_prompts_mean(), table, 2),
         "drawn independently": lambda: moments(leave_one_out(), table, 2, design=antithetic),
         "'greedy_reward'": lambda: moments(greedy(), bernoulli(0.5), 2),
         "domain 'unit'|domain 'binary'": lambda: moments(maxrl_raw(), table, 2),
