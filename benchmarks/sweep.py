@@ -39,16 +39,16 @@ from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs
 
 SEEDS = 16
-STEPS = 20
+STEPS = 50
 MODEL = DecoderConfig(layers=2, width=64, heads=2, kv_heads=1, head_size=32, mlp_width=128)
-TORCH_STEPS = 10
+TORCH_STEPS = 20
 
 
 def configuration(recipe: str = "rloo") -> Config:
     """Small enough for two cores; two looks at the held-out problems."""
     return Config(
         **{"task": "addition,digits=2,heldout=256", "recipe": recipe, "steps": STEPS, "prompts_per_step": 32},
-        **{"answers_per_prompt": 8, "eval_every": STEPS // 2, "eval_problems": 128, "eval_samples": 4},
+        **{"answers_per_prompt": 8, "eval_every": 25, "eval_problems": 128, "eval_samples": 4},
         **{"model": MODEL, "warmup": WarmUp(max_steps=0), "measure_kl": False, "max_grad_norm": 0.0},
     )
 
@@ -90,34 +90,32 @@ def sweeps(repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     return in_turn(work, repeats)
 
 
-def loops(repeats: int) -> dict[str, list[float]]:
+def loops(repeats: int, threads: int) -> dict[str, list[float]]:
     """Seconds of TORCH_STEPS steps of our loop and of PyTorch's, from the same parameters, without evaluation."""
     import torch
     from peer import TorchLoop
 
+    torch.set_num_threads(threads)
     config = configuration()
     programs = on_one_device(config)
     params = warmed_up(programs)
+    start = programs.start(programs.learner, jax.tree.map(lambda x: x.copy(), params))
     rows = np.asarray(programs.agenda.rows)
     peer = TorchLoop(config, jax.device_get(params))
+    peer.check()
 
     def ours():
-        state = programs.start(programs.learner, jax.tree.map(lambda x: x.copy(), params))
+        state = jax.tree.map(lambda x: x.copy(), start)
         for step in range(1, TORCH_STEPS + 1):
             state, metrics, _ = programs.learn(state, None, programs.sample(state.params, step))
         jax.block_until_ready((state, metrics))
 
-    def theirs(threads):
-        torch.set_num_threads(threads)
+    def theirs():
         peer.reset()
         for step in range(1, TORCH_STEPS + 1):
             peer.step(rows[np.arange(config.prompts_per_step) + step * config.prompts_per_step])
 
-    peer.check()
-    work = {"jaxrl_llm": ours}
-    for threads in sorted({1, os.cpu_count() or 1}):  # on a busy machine one is the faster
-        work[f"PyTorch, {threads} threads"] = lambda threads=threads: theirs(threads)
-    return in_turn(work, repeats)[0]
+    return in_turn({"jaxrl_llm": ours, f"PyTorch, {threads} threads": theirs}, repeats)[0]
 
 
 def show(console: Console, title: str, seconds: dict[str, list[float]], answers: int) -> None:
@@ -139,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each way (default: 5)")
     parser.add_argument("--only", choices=["sweep", "torch"], help="leave the other half out")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch (default: all cores)")
     arguments = parser.parse_args()
     console, config = Console(), configuration()
     answers = config.prompts_per_step * config.answers_per_prompt
@@ -154,7 +153,7 @@ def main() -> None:
         except ImportError:
             console.print("No PyTorch here: pip install 'jaxrl_llm[benchmarks]' adds the comparison with a loop in it")
         else:
-            found["torch"], found["loops"] = torch.__version__, loops(arguments.repeats)
+            found["torch"], found["loops"] = torch.__version__, loops(arguments.repeats, arguments.threads)
             show(console, f"{TORCH_STEPS} steps of one run", found["loops"], TORCH_STEPS * answers)
     print(json.dumps(found))
 
