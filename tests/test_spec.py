@@ -113,7 +113,7 @@ def others(value):
     """Other values of the same type, for a switch or a number; words are choices of their own."""
     if value in ("True", "False"):
         return ["False" if value == "True" else "True"]
-    if value.isalpha():
+    if value.replace("_", "").isalpha():
         return []
     kind = float if "." in value or "e" in value else int
     return [str(kind(2 + kind(value))), str(kind(kind(value) / 2)), str(kind(0.9 + 0.1 * kind(value)))]

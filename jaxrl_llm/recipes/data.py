@@ -33,8 +33,8 @@ def rif_rft(attempts: int = 8, at_least: int = 1) -> Recipe:
 def sari(order: str = "easy_to_hard", attempts: int = 8, tiers: int = 0) -> Recipe:
     """SARI (arXiv 2504.15900): GRPO on the problems that are ever solved, easy ones first.
 
-    `order` is easy_to_hard, hard_to_easy, near_half or random; `tiers` cuts the order into so many steps, 0: one a rate. attempts and
-    tiers: unverified, no paper states them.
+    `order` is easy_to_hard, hard_to_easy, near_half or random; `tiers` cuts the order into steps, 0: one a rate.
+    attempts and tiers: unverified, no paper states them.
 
     Verified: the order by hand; each epoch holds every problem once.
     """
