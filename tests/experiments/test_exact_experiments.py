@@ -39,7 +39,7 @@ def float64():
         yield
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda module: module.NAME)
 def test_a_small_run_writes_its_answer(experiment, tmp_path):
     word = command_line(experiment.NAME, experiment.QUESTION, experiment.run, ["--smoke", "--out", str(tmp_path)])

@@ -164,7 +164,7 @@ def test_a_damaged_line_and_a_second_writer_are_refused(tmp_path):
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_ends_with_a_table_and_a_plot(tmp_path):
     root = HERE.parents[1]
     command = [sys.executable, "experiments/sweep.py", "rloo", "grpo,kl_coefficient=0", "--smoke"]
