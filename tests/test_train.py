@@ -113,6 +113,7 @@ def test_same_seed_same_numbers_other_seed_others(finished, tmp_path):
 KINDS = ("reinforce_ada", "remax", "t1", "prime,low=0,high=1")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_recipe_moves_the_policy(name, tmp_path):
     recipe = spec.build(recipes, name, "recipe")

@@ -34,6 +34,7 @@ def made_up():
     return Pool(step=np.zeros(P), reward=reward, length=length, token_energy=energy, scores=gram), scores
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("module", [baseline_target, self_inclusion, binary_sufficiency, noise_scale])
 def test_a_smoke_run_leaves_an_answer(laboratory, module, tmp_path):
     verdict = module.run(laboratory, "the command", tmp_path)

@@ -101,6 +101,7 @@ def test_what_is_finished_is_not_run_again_and_what_changed_is(tmp_path, monkeyp
         small.sweep(arms, seeds=[0, 1, 2], steps=2).run(tmp_path, console=SILENT)
 
 
+@pytest.mark.long
 def test_a_task_that_grades_on_the_host_goes_run_by_run(tmp_path, monkeypatch):
     """The same task, told to grade on the host, gives the same answers."""
     one = small.sweep(steps=2).run(tmp_path / "device", console=SILENT)
