@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -96,8 +97,8 @@ class Findings:
         lines = [HEADINGS, (":---", *("---:" for _ in HEADINGS[1:])), *self.rows()]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{self.caption}\n"
 
-    def write(self, out: pathlib.Path) -> None:
-        """table.md, table.csv (a line a run, all held-out figures) and plot.png."""
+    def write(self, out: pathlib.Path, draw: "Callable[[Findings, pathlib.Path], None] | None" = None) -> None:
+        """table.md, table.csv (a line a run, all held-out figures) and plot.png, by `draw` or `plot`."""
         (out / "table.md").write_text(self.markdown(), encoding="utf-8")
         names = list(self.records[0]["figures"])
         with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
@@ -106,7 +107,7 @@ class Findings:
             for r in self.records:
                 values = [r["before"][name] for name in names] + [r["figures"][name] for name in names]
                 writer.writerow([r["arm"], r["seed"], r["failed"], *values])
-        self.plot(out / "plot.png")
+        (draw or Findings.plot)(self, out / "plot.png")
 
     def plot(self, path: pathlib.Path) -> None:
         """Learning curves with pointwise intervals, and final scores: every run, and their interval."""

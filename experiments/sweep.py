@@ -40,7 +40,16 @@ from jaxrl_llm.runs import write_json
 from jaxrl_llm.sharding import fetch
 from jaxrl_llm.warmup import attempts, warm_up
 
-CURVES = ("reward/mean", "reward/std", "entropy", "kl", "grad_norm", "advantage/std", "frac_reward_zero_std")
+CURVES = (
+    "reward/mean",
+    "reward/std",
+    "entropy",
+    "kl",
+    "grad_norm",
+    "advantage/std",
+    "frac_reward_zero_std",
+    "answers_drawn",
+)
 PLAIN = {"soft_wrap": True, "highlight": False}
 POINTS = 50  # of a curve of training metrics, at most
 

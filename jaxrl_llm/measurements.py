@@ -114,7 +114,10 @@ def rollout_metrics(
     spread = masked.std(shaped, valid, axis=-1, ddof=0)
     share = valid.astype(jnp.float32)
     graded = jnp.broadcast_to(valid[..., None], rollout.components.shape)
-    return {
+    drawn = (
+        {"answers_drawn": jnp.mean(rollout.extras["drawn"].astype(jnp.float32))} if "drawn" in rollout.extras else {}
+    )
+    return drawn | {
         "reward/mean": masked.mean(rollout.reward, valid),
         "reward/std": masked.std(rollout.reward, valid, ddof=1),
         "frac_reward_zero_std": jnp.mean((spread == 0).astype(jnp.float32)),

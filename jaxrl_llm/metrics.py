@@ -45,6 +45,7 @@ GLOSSARY: dict[str, str] = {
     "nonfinite/skipped": "updates left out so far because a value in them was not finite, count",
     "nonfinite/streak": "updates left out in a row up to this step, count",
     "nonfinite/site": "where a value was not finite: 0 nowhere, 1 reward, 2 log-probability, 3 gradient, 4 parameter",
+    "answers_drawn": "answers drawn to a prompt until it had what it needs, mean over prompts",
     "num_tokens": "answer tokens sampled so far, count",
     "epoch": "passes over the training problems so far",
     "eval/accuracy": "fraction of held-out problems that the greedy answer solves",
