@@ -74,7 +74,7 @@ class Experiment:
             raise ValueError(f"a verdict is one of {', '.join(WORDS)}, not {verdict.word!r}")
         if smoke:
             verdict = Verdict("undecided", "a smoke run is too small to show anything")
-        (out / "answer.md").write_text(self._answer(findings, verdict, out, chosen), encoding="utf-8")
+        (out / "answer.md").write_text(self._answer(findings, verdict, out, {} if smoke else chosen), encoding="utf-8")
         console.print(findings.table())
         console.print(f"{self.claim}\n[bold]{verdict.word}[/bold]: {verdict.reason}\n{out}/answer.md")
         return verdict
@@ -93,10 +93,12 @@ class Experiment:
         if own := [name for name, arm in self.arms.items() if isinstance(arm, Config) or "learning_rate" in arm]:
             raise ConfigError(f"arm {own[0]!r} has a learning rate of its own and cannot be tuned")
         names = only or self.arms
+        if smoke:
+            return dict.fromkeys(names, self.rates[0])  # that would be two thirds of its minute
         label = "{} @ {:g}".format
         tries = {label(n, rate): {**self.arms[n], "learning_rate": rate} for n in names for rate in self.rates}
         sweep = Sweep(base=self.base, arms=tries, seeds=self.tuning, chunk=self.chunk)
-        found = Findings((sweep.smoke() if smoke else sweep).run(out, console=console), self.score)
+        found = Findings(sweep.run(out, console=console), self.score)
         mean = lambda name, rate: float(np.mean(found.scores(label(name, rate))))  # noqa: E731
         return {name: max(sorted(self.rates), key=lambda rate, n=name: mean(n, rate)) for name in names}
 

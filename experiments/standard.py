@@ -21,6 +21,7 @@ BASE = Config(
 )
 RATES = (3e-4, 1e-3, 3e-3)
 TUNING, SEEDS = range(100, 103), range(9)
+TINY = 1e-12
 TUNED = {"rates": RATES, "tuning": TUNING, "seeds": SEEDS, "chunk": 9}  # one shape of program for both
 
 
@@ -39,9 +40,9 @@ def unsteadiness(findings: Findings, arm: str) -> np.ndarray:
     """Standard deviation over mean of the gradient norm over the second half of a run, by seed [runs]."""
     _, norms = findings.curve(arm, "grad_norm")
     late = norms[:, norms.shape[1] // 2 :]
-    return np.std(late, axis=1) / np.mean(late, axis=1)
+    return np.std(late, axis=1) / np.maximum(np.mean(late, axis=1), TINY)
 
 
 def log_ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
-    """Mean over the seeds of log above/below, which they share."""
-    return interval(np.log(above / below), mean)
+    """Mean over the seeds of log above/below, which they share; a smoke run may have no gradient at all."""
+    return interval(np.log(np.maximum(above, TINY) / np.maximum(below, TINY)), mean)
