@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import (
+    adaptive_weight,
     atlas,
     f_of_p,
     group_size,
@@ -30,6 +31,7 @@ EXPERIMENTS = {
     kl_estimators: "refuted",
     f_of_p: "reproduced",
     off_policy_frontier: "reproduced",
+    adaptive_weight: "reproduced",
 }
 
 
@@ -132,3 +134,16 @@ def test_a_weight_that_is_no_polynomial_is_refuted():
     assert decided(f_of_p.parts([row], 8))[0] == "reproduced"
     for change in ({"F'": 1.01}, {"cosine": 0.99}):
         assert decided(f_of_p.parts([row | change], 8))[0] == "refuted"
+
+
+def test_a_weight_far_from_its_limit_is_refuted():
+    near = [{"p": p, "weight / closed form": 0.99, "mean of the drawn": p + 0.02} for p in (0.2, 0.3, 0.5, 0.7)]
+    far = [{"p": p, "weight / closed form": 0.3, "mean of the drawn": p} for p in adaptive_weight.FAR]
+    assert decided(adaptive_weight.parts(near + far))[0] == "reproduced"
+    for index, change in (
+        (2, {"weight / closed form": 0.9}),
+        (0, {"mean of the drawn": 0.2}),
+        (4, {"weight / closed form": 0.6}),
+    ):
+        bad = [row | change if index == n else row for n, row in enumerate(near + far)]
+        assert decided(adaptive_weight.parts(bad))[0] == "refuted"

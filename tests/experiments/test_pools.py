@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import baseline_target, binary_sufficiency, noise_scale, self_inclusion
+from experiments import baseline_target, binary_sufficiency, bnpo_variance, noise_scale, self_inclusion
 from experiments.answers import WORDS
 from experiments.decisions import Part, decide
 from experiments.pool_reports import geometric_mean, ratio_of_sums
@@ -35,7 +35,7 @@ def made_up():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("module", [baseline_target, self_inclusion, binary_sufficiency, noise_scale])
+@pytest.mark.parametrize("module", [baseline_target, self_inclusion, binary_sufficiency, noise_scale, bnpo_variance])
 def test_a_smoke_run_leaves_an_answer(laboratory, module, tmp_path):
     verdict = module.run(laboratory, "the command", tmp_path)
     assert verdict in WORDS
@@ -149,3 +149,18 @@ def test_rules_refute_what_is_not_so():
     assert decide(noise_scale.parts(list(rows(1.0, 100.0))))[0] == "reproduced"
     assert decide(noise_scale.parts(list(rows(2.0, 100.0))))[0] == "refuted"
     assert decide(noise_scale.parts(list(rows(1.0, 20.0))))[0] == "refuted"
+
+
+def test_the_rule_of_the_noise_of_bnpo():
+    def rows(own, width=1.1):
+        levels = {name: 1.0 for name in bnpo_variance.METHODS} | {"BNPO": own}
+        for step in (0, 50):
+            for name, x in levels.items():
+                yield {"step": step, "method": name, "noise": x, "low": x / width, "high": x * width}
+
+    assert decide(bnpo_variance.parts(list(rows(0.8))))[0] == "reproduced"
+    assert decide(bnpo_variance.parts(list(rows(1.25))))[0] == "refuted"
+    assert decide(bnpo_variance.parts(list(rows(0.8, np.inf))))[0] == "undecided"
+    # Two of 1.1 either way at each of two steps: the half-width of the log of the mean ratio is log 1.1.
+    _, low, high = bnpo_variance.parts(list(rows(0.8)))[0].interval
+    np.testing.assert_allclose([low, high], [0.8 / 1.1, 0.8 * 1.1])
