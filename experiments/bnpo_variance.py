@@ -40,7 +40,7 @@ METHODS = {
 }
 GROUP = 8
 RUN = Laboratory(
-    config=dataclasses.replace(BASE, recipe="rloo", learning_rate=1e-3), steps=(0, 25, 50, 100), prompts=32, answers=64
+    config=dataclasses.replace(BASE, recipe="rloo", learning_rate=3e-5), steps=(0, 50, 100, 200), prompts=32, answers=64
 )
 
 

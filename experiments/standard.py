@@ -13,13 +13,13 @@ from jaxrl_llm.config import Config, WarmUp
 from jaxrl_llm.policies.config import DecoderConfig
 
 BASE = Config(
-    **{"task": "addition,digits=2,heldout=256", "steps": 100, "prompts_per_step": 32, "answers_per_prompt": 8},
-    **{"schedule": "constant,warmup=0", "eval_every": 25, "eval_problems": 256, "eval_samples": 4},
+    **{"task": "addition,digits=2,heldout=256", "steps": 200, "prompts_per_step": 32, "answers_per_prompt": 8},
+    **{"schedule": "constant,warmup=0", "eval_every": 40, "eval_problems": 256, "eval_samples": 4},
     **{"max_grad_norm": 0.0, "measure_kl": False},
     model=DecoderConfig(layers=2, width=64, heads=2, kv_heads=1, head_size=32, mlp_width=128),
     warmup=WarmUp(accuracy=0.3, max_steps=3000, check_every=25, learning_rate=2e-3),
 )
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-5, 3e-5, 1e-4)
 TUNING, SEEDS = range(100, 103), range(9)
 TINY = 1e-12
 TUNED = {"rates": RATES, "tuning": TUNING, "seeds": SEEDS, "chunk": 9}  # one shape of program for both
