@@ -140,7 +140,7 @@ class TorchLoop:
     def rotate(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Rotary positions, halves rotated."""
         half = x.shape[-1] // 2
-        angle = position[..., None, None] * self.model.rope_base ** (-torch.arange(half) / half)
+        angle = position[..., None, None] * self.model.rope.base ** (-torch.arange(half) / half)
         first, second = x[..., :half], x[..., half:]
         return torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], -1)
 

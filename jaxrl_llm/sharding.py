@@ -103,6 +103,11 @@ def place(tree: Any, sharding: Any) -> Any:
     return jax.device_put(tree, sharding)
 
 
+def assemble(shape: tuple[int, ...], sharding: Any, part: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
+    """An array of which each device asks `part` for its own slice, so that no host holds the whole of it."""
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
 def fetch(tree: Any) -> Any:
     """Device arrays to the host, as numpy; waits until they are computed."""
     return jax.device_get(tree)

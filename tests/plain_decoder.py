@@ -34,7 +34,7 @@ def plain_logits(xp, config, params, tokens):
         w = jax.tree.map(lambda leaf, at=layer: leaf[at], params["blocks"])
         h = rms_norm(x, w["attention_norm"]["scale"], config.norm_eps)
         q, k, v = (xp.einsum("se,ehd->shd", h, w[name]) for name in ("query", "key", "value"))
-        q, k = rope(xp, q, config.rope_base), rope(xp, k, config.rope_base)
+        q, k = rope(xp, q, config.rope.base), rope(xp, k, config.rope.base)
         k, v = (xp.repeat(y, config.heads // config.kv_heads, axis=1) for y in (k, v))
         heads = []
         for head in range(config.heads):

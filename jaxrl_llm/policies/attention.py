@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 NEVER = -1e30  # finite, so that a row that may attend to nothing (padding) stays finite
 
@@ -12,19 +12,23 @@ def attend(
     own: tuple[Float[Array, "P G T Hk D"], Float[Array, "P G T Hk D"]],
     own_mask: Bool[Array, "#P #G S T"],
     prefix: tuple[Float[Array, "P L Hk D"], Float[Array, "P L Hk D"]],
-    prefix_mask: Bool[Array, "P L"],
+    prefix_mask: Bool[Array, "P #G #S L"],
+    *,
+    scale: float,
+    cap: float = 0.0,
 ) -> Float[Array, "P G S Hq D"]:
-    """softmax(q·k/√D) v over the prefix and the own keys together, in float32.
+    """softmax(scale q·k) v over the prefix and the own keys together, in float32.
 
     The keys of a prompt are stored and read once for its G answers. Heads are grouped: Hq/Hk queries share a key.
-    `own_mask` says which own position each query sees; `prefix_mask` which prompt columns are real.
+    The masks say which positions each query sees. cap  logits x become cap tanh(x/cap) before the masks; 0: they stay
     """
     p, g, s, heads, size = query.shape
     groups = own[0].shape[-2]
-    q = query.reshape(p, g, s, groups, heads // groups, size) * size**-0.5
+    q = query.reshape(p, g, s, groups, heads // groups, size) * scale
     far = jnp.einsum("pgskrd,plkd->pgkrsl", q, prefix[0], preferred_element_type=jnp.float32)
     near = jnp.einsum("pgskrd,pgtkd->pgkrst", q, own[0], preferred_element_type=jnp.float32)
-    far = jnp.where(prefix_mask[:, None, None, None, None, :], far, NEVER)
+    far, near = capped(far, cap), capped(near, cap)
+    far = jnp.where(prefix_mask[:, :, None, None, :, :], far, NEVER)
     near = jnp.where(own_mask[:, :, None, None, :, :], near, NEVER)
     weights = jax.nn.softmax(jnp.concatenate([far, near], axis=-1), axis=-1).astype(query.dtype)
     split = far.shape[-1]
@@ -33,11 +37,6 @@ def attend(
     return out.reshape(query.shape)
 
 
-def rotate(x: Float[Array, "P G S H D"], position: Int[Array, "P #G S"], base: float) -> Float[Array, "P G S H D"]:
-    """Rotary positions (Su et al., 2021), halves rotated as in Llama: pair i turns by position · base^(-2i/D)."""
-    half = x.shape[-1] // 2
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = position[..., None, None].astype(jnp.float32) * frequency[None, None, None, None, :]
-    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+def capped(logits: Float[Array, "*B"], cap: float) -> Float[Array, "*B"]:
+    """cap tanh(logits/cap); unchanged for a cap of 0."""
+    return cap * jnp.tanh(logits / cap) if cap else logits

@@ -1,13 +1,38 @@
 """The shape of a decoder. Apart from the decoder, so that a wrong flag is refused before flax is imported."""
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary positions: pair i of the D/2 of a head turns by position · base^(-2i/D), or slower in long texts."""
+
+    base: float = 10000.0  # longest wavelength, over 2 pi
+    kind: Literal["plain", "linear", "llama3", "yarn"] = "plain"  # how long wavelengths are stretched
+    factor: float = 1.0  # by how much; 1 or more
+    original_length: int = 0  # positions that the model was trained on before; llama3 and yarn
+    low: float = 1.0  # wavelengths above original_length/low are stretched whole
+    high: float = 4.0  # those below original_length/high not at all
+    attention_factor: float = 1.0  # on queries and keys alike; yarn
+    truncate: bool = True  # yarn: the ends of the ramp are whole pairs
+
+    def __post_init__(self):
+        for name in ("base", "factor", "attention_factor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"rope.{name} must be above 0, not {getattr(self, name)}")
+        if self.kind in ("llama3", "yarn") and not (self.original_length > 0 and 0 < self.low < self.high):
+            raise ValueError(
+                f"rope.kind {self.kind} needs original_length above 0 and 0 < low < high, not "
+                f"{self.original_length}, {self.low}, {self.high}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Shape of a decoder. The default has about one million parameters."""
+    """Shape of a decoder. The default has about one million parameters; what is off by default some families have."""
 
     layers: int = 4  # blocks of attention and MLP
     width: int = 128  # of the residual stream
@@ -15,10 +40,22 @@ class DecoderConfig:
     kv_heads: int = 2  # key and value heads
     head_size: int = 32  # even, because halves are rotated
     mlp_width: int = 512  # hidden units of the gated MLP
-    rope_base: float = 10000.0  # longest wavelength of the rotary positions, over 2 pi
+    rope: Rope = dataclasses.field(default_factory=Rope)  # rotary positions
     norm_eps: float = 1e-6  # under the root of RMSNorm
     tied: bool = True  # the head is the transposed embedding
     bfloat16: bool = False  # compute in bfloat16; parameters stay float32
+    activation: Literal["silu", "gelu"] = "silu"  # of the gate; gelu: by tanh (Gemma)
+    qkv_bias: bool = False  # on queries, keys and values (Qwen2)
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3, Gemma 3)
+    norm_offset: bool = False  # RMSNorm multiplies by 1 + its weight (Gemma)
+    post_norms: bool = False  # further norms behind attention and MLP (Gemma)
+    scaled_embedding: bool = False  # times the root of width (Gemma)
+    query_scale: float = 0.0  # queries are divided by its root; 0: by that of head_size
+    attention_cap: float = 0.0  # attention logits are bent to stay within it; 0: not (Gemma 2)
+    logit_cap: float = 0.0  # likewise the logits of tokens
+    window: int = 0  # positions that a windowed layer sees, its own included
+    windowed: tuple[bool, ...] = ()  # which layers have a window; empty: none
+    local_rope_base: float = 0.0  # plain rotary positions of windowed layers; 0: as in the others (Gemma 3)
 
     def __post_init__(self):
         for name in ("layers", "width", "heads", "kv_heads", "head_size", "mlp_width"):
@@ -29,6 +66,13 @@ class DecoderConfig:
             raise ValueError(f"kv_heads must divide heads={self.heads}, not {self.kv_heads} (choices: {divisors})")
         if self.head_size % 2:
             raise ValueError(f"head_size must be even, not {self.head_size}")
+        for name in ("query_scale", "attention_cap", "logit_cap", "window", "local_rope_base"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 (off) or more, not {getattr(self, name)}")
+        if len(self.windowed) not in (0, self.layers):
+            raise ValueError(f"windowed must say it of each of the {self.layers} layers, not of {len(self.windowed)}")
+        if any(self.windowed) and not self.window:
+            raise ValueError("windowed layers need a window of at least 1")
 
     @property
     def dtype(self) -> jnp.dtype:

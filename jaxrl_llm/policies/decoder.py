@@ -1,18 +1,21 @@
-"""The decoder: rotary positions, grouped-query attention, RMSNorm, gated MLP, tied or untied head.
+"""The decoder of all families: Llama, Qwen 2 and 3, Gemma 2 and 3 differ by their `DecoderConfig`.
 
 Tokens have axes [P G S]: a prompt is [P 1 L], the answers of its group [P G T]. Layers are one scanned, rematerialised
 block; every parameter names its logical axes, from which `sharding` derives where it lives.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrl_llm.policies.attention import attend, rotate
-from jaxrl_llm.policies.config import DecoderConfig
+from jaxrl_llm.policies.attention import attend, capped
+from jaxrl_llm.policies.config import DecoderConfig, Rope
+from jaxrl_llm.policies.rope import frequencies, rotate
 from jaxrl_llm.types import pytree
 
 
@@ -25,22 +28,57 @@ class Past:
     value: Float[Array, "N *B Hk D"]
 
 
-def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int) -> Array:
-    init = nn.with_logical_partitioning(nn.initializers.truncated_normal(fan_in**-0.5), axes)
-    return module.param(name, init, shape, jnp.float32)
+class Sight(NamedTuple):
+    """What each query sees of its own answer and of the prompt."""
+
+    own: Bool[Array, "#P #G S T"]
+    prefix: Bool[Array, "P #G #S L"]
+
+
+class Places(NamedTuple):
+    """Where tokens stand and what they see; `nearby` is the sight in layers with a window, None where none has one."""
+
+    position: Int[Array, "P #G S"]
+    column: Int[Array, ""] | int  # of the cache, of the first token
+    everything: Sight
+    nearby: Sight | None
+
+
+def places_of(
+    config: DecoderConfig,
+    position: Int[Array, "P #G S"],
+    own: tuple[Int[Array, "P #G T"], Bool[Array, "#P #G S T"]],
+    prefix_mask: Bool[Array, "P L"],
+    column: Int[Array, ""] | int = 0,
+) -> Places:
+    """Masks of both kinds of layers from the positions of queries, of the own keys with their mask, and of the prompt.
+
+    A window of w reaches back to the key w - 1 positions before the query.
+    """
+    own_position, own_mask = own
+    seen = Sight(own_mask, prefix_mask[:, None, None, :])
+    if not any(config.windowed):
+        return Places(position, column, seen, None)
+    start = position[..., None] - config.window  # the last position that is out of sight
+    prefix_position = (jnp.cumsum(prefix_mask, axis=-1) - 1)[:, None, None, :]
+    near = Sight(own_mask & (own_position[:, :, None, :] > start), seen.prefix & (prefix_position > start))
+    return Places(position, column, seen, near)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · scale, in float32."""
+    """x / rms(x) · weight over the last axis, in float32; · (1 + weight) with `offset`."""
 
     eps: float
+    offset: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "P G S E"]) -> Float[Array, "P G S E"]:
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), x.shape[-1:])
+    def __call__(self, x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
+        init = nn.initializers.zeros if self.offset else nn.initializers.ones
+        scale = self.param("scale", nn.with_logical_partitioning(init, ("norm",)), x.shape[-1:])
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return (wide * scale[None, None, None, :]).astype(x.dtype)
+        scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape) + float(self.offset)
+        return (wide * scale).astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -49,33 +87,80 @@ class Block(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, carry, per_layer, position, own_mask, prefix_mask, column):
+    def __call__(self, carry, per_layer, places: Places):
         c = self.config
         x, cache = carry
-        layer, prefix = per_layer
-        h = RMSNorm(c.norm_eps, name="attention_norm")(x)
-        wq = _weight(self, "query", (c.width, c.heads, c.head_size), ("embed", "heads", "head"), c.width)
-        wk = _weight(self, "key", (c.width, c.kv_heads, c.head_size), ("embed", "kv_heads", "head"), c.width)
-        wv = _weight(self, "value", (c.width, c.kv_heads, c.head_size), ("embed", "kv_heads", "head"), c.width)
-        wo = _weight(self, "out", (c.heads, c.head_size, c.width), ("heads", "head", "embed"), c.heads * c.head_size)
-        q, k, v = (jnp.einsum("pgse,ehd->pgshd", h, w.astype(c.dtype)) for w in (wq, wk, wv))
-        q, k = rotate(q, position, c.rope_base), rotate(k, position, c.rope_base)
-        own, emitted = (k, v), (k, v)
-        if cache is not None:
-            at = (layer, 0, 0, column, 0, 0)
-            cache = Past(
-                key=jax.lax.dynamic_update_slice(cache.key, k[None], at),
-                value=jax.lax.dynamic_update_slice(cache.value, v[None], at),
-            )
-            own, emitted = (cache.key[layer], cache.value[layer]), None
-        a = attend(q, own, own_mask, (prefix.key, prefix.value), prefix_mask)
-        x = x + jnp.einsum("pgshd,hde->pgse", a, wo.astype(c.dtype))
-        h = RMSNorm(c.norm_eps, name="mlp_norm")(x)
-        gate = _weight(self, "gate", (c.width, c.mlp_width), ("embed", "mlp"), c.width).astype(c.dtype)
-        up = _weight(self, "up", (c.width, c.mlp_width), ("embed", "mlp"), c.width).astype(c.dtype)
-        down = _weight(self, "down", (c.mlp_width, c.width), ("mlp", "embed"), c.mlp_width).astype(c.dtype)
-        x = x + (nn.silu(h @ gate) * (h @ up)) @ down
+
+        def normed(name, h):
+            return RMSNorm(c.norm_eps, c.norm_offset, name=name)(h)
+
+        a, cache, emitted = _attention(self, normed, normed("attention_norm", x), cache, per_layer, places)
+        x = x + (normed("attention_post_norm", a) if c.post_norms else a)
+        h = _mlp(self, normed("mlp_norm", x))
+        x = x + (normed("mlp_post_norm", h) if c.post_norms else h)
         return (x, cache), emitted
+
+
+def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int) -> Array:
+    init = nn.with_logical_partitioning(nn.initializers.truncated_normal(fan_in**-0.5), axes)
+    return module.param(name, init, shape, jnp.float32).astype(module.config.dtype)
+
+
+def _heads(module: Block, name: str, heads: int, axis: str, h: Float[Array, "P G S E"]) -> Float[Array, "P G S H D"]:
+    c = module.config
+    out = jnp.einsum("pgse,ehd->pgshd", h, _weight(module, name, (c.width, heads, c.head_size), HEADS[axis], c.width))
+    if c.qkv_bias:
+        init = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head"))
+        bias = module.param(f"{name}_bias", init, (heads, c.head_size), jnp.float32).astype(c.dtype)
+        out = out + bias[None, None, None, :, :]
+    return out
+
+
+HEADS = {axis: ("embed", axis, "head") for axis in ("heads", "kv_heads")}
+
+
+def _attention(module: Block, normed, h, cache, per_layer, places: Places):
+    """-> what attention adds, the cache, and the fresh keys and values where there is no cache."""
+    c = module.config
+    layer, local, prefix = per_layer
+    q = _heads(module, "query", c.heads, "heads", h)
+    k, v = (_heads(module, name, c.kv_heads, "kv_heads", h) for name in ("key", "value"))
+    wo = _weight(module, "out", (c.heads, c.head_size, c.width), ("heads", "head", "embed"), c.heads * c.head_size)
+    if c.qk_norm:
+        q, k = normed("query_norm", q), normed("key_norm", k)
+    frequency, factor = _turns(c, local)
+    q, k = (rotate(x, places.position, frequency, factor) for x in (q, k))
+    own, emitted = (k, v), (k, v)
+    if cache is not None:
+        at = (layer, 0, 0, places.column, 0, 0)
+        cache = Past(
+            key=jax.lax.dynamic_update_slice(cache.key, k[None], at),
+            value=jax.lax.dynamic_update_slice(cache.value, v[None], at),
+        )
+        own, emitted = (cache.key[layer], cache.value[layer]), None
+    sight = places.everything
+    if places.nearby is not None:
+        sight = jax.tree.map(lambda near, every: jnp.where(local, near, every), places.nearby, sight)
+    scale = (c.query_scale or c.head_size) ** -0.5
+    a = attend(q, own, sight.own, (prefix.key, prefix.value), sight.prefix, scale=scale, cap=c.attention_cap)
+    return jnp.einsum("pgshd,hde->pgse", a, wo), cache, emitted
+
+
+def _turns(c: DecoderConfig, local: Bool[Array, ""]) -> tuple[Array, Array | float]:
+    """Frequencies of the rotary positions of a layer, and the factor on what they turn."""
+    table, factor = jnp.asarray(frequencies(c.rope, c.head_size)), c.rope.attention_factor
+    if not c.local_rope_base:
+        return table, factor
+    near = jnp.asarray(frequencies(Rope(base=c.local_rope_base), c.head_size))
+    return jnp.where(local, near, table), jnp.where(local, 1.0, factor)
+
+
+def _mlp(module: Block, h: Float[Array, "P G S E"]) -> Float[Array, "P G S E"]:
+    c = module.config
+    gate, up = (_weight(module, name, (c.width, c.mlp_width), ("embed", "mlp"), c.width) for name in ("gate", "up"))
+    down = _weight(module, "down", (c.mlp_width, c.width), ("mlp", "embed"), c.mlp_width)
+    active = nn.silu(h @ gate) if c.activation == "silu" else nn.gelu(h @ gate, approximate=True)
+    return (active * (h @ up)) @ down
 
 
 class Decoder(nn.Module):
@@ -94,28 +179,23 @@ class Decoder(nn.Module):
             nn.remat(Block, prevent_cse=False),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast),
             length=c.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.blocks = scanned(c)
-        self.final_norm = RMSNorm(c.norm_eps)
+        self.final_norm = RMSNorm(c.norm_eps, c.norm_offset)
 
     def __call__(
-        self,
-        token: Int[Array, "P G S"],
-        position: Int[Array, "P #G S"],
-        own_mask: Bool[Array, "#P #G S T"],
-        prefix: Past,
-        prefix_mask: Bool[Array, "P L"],
-        cache: Past | None = None,
-        column: Int[Array, ""] | int = 0,
+        self, token: Int[Array, "P G S"], places: Places, prefix: Past, cache: Past | None = None
     ) -> tuple[Float[Array, "P G S E"], Past]:
         """Hidden states, and the keys and values of these tokens: the updated cache, or fresh ones without a cache."""
         c = self.config
         x = jnp.take(self.embedding, token, axis=0).astype(c.dtype)
-        per_layer = (jnp.arange(c.layers), prefix)
-        (x, cache), emitted = self.blocks((x, cache), per_layer, position, own_mask, prefix_mask, column)
+        if c.scaled_embedding:
+            x = x * jnp.asarray(c.width**0.5, c.dtype)
+        local = jnp.asarray(np.array(c.windowed or (False,) * c.layers))
+        (x, cache), emitted = self.blocks((x, cache), (jnp.arange(c.layers), local, prefix), places)
         past = cache if cache is not None else Past(key=emitted[0], value=emitted[1])
         return self.final_norm(x), past
 
@@ -123,4 +203,6 @@ class Decoder(nn.Module):
         """hidden · headᵀ in float32, contracted without a transposed copy of the table."""
         table = self.embedding if self.config.tied else self.head
         contraction = (((hidden.ndim - 1,), (1,)), ((), ()))
-        return jax.lax.dot_general(hidden, table.astype(hidden.dtype), contraction, preferred_element_type=jnp.float32)
+        table = table.astype(hidden.dtype)
+        logits = jax.lax.dot_general(hidden, table, contraction, preferred_element_type=jnp.float32)
+        return capped(logits, self.config.logit_cap)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxrl_llm.policies.config import DecoderConfig
-from jaxrl_llm.policies.decoder import Decoder, Past
+from jaxrl_llm.policies.decoder import Decoder, Past, places_of
 from jaxrl_llm.types import pytree
 
 Params = Any
@@ -43,9 +43,9 @@ class Policy:
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters, each boxed with its logical axis names; `flax.linen.unbox` gives the plain pytree."""
         token = jnp.zeros((1, 1, 1), jnp.int32)
-        empty = self._empty_prefix(1, 0)
-        mask = jnp.ones((1, 1, 1, 1), bool)
-        return self._module.init(key, token, token, mask, empty, jnp.zeros((1, 0), bool))["params"]
+        own = (token, jnp.ones((1, 1, 1, 1), bool))
+        places = places_of(self.config, token, own, jnp.zeros((1, 0), bool))
+        return self._module.init(key, token, places, self._empty_prefix(1, 0))["params"]
 
     def _empty_prefix(self, prompts: int, length: int) -> Past:
         c = self.config
@@ -64,10 +64,9 @@ class Policy:
         length = token.shape[-1]
         position = jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)[:, None, :]
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None, :, :]
-        empty, nothing = self._empty_prefix(len(prompt), 0), jnp.zeros((len(prompt), 0), bool)
-        _, past = self._module.apply(
-            {"params": params}, token, position, causal & real[:, None, None, :], empty, nothing
-        )
+        own, nothing = (position, causal & real[:, None, None, :]), jnp.zeros((len(prompt), 0), bool)
+        places = places_of(self.config, position, own, nothing)
+        _, past = self._module.apply({"params": params}, token, places, self._empty_prefix(len(prompt), 0))
         past = jax.tree.map(lambda x: x[:, :, 0], past)
         return Prefix(past=past, mask=real, last=prompt[:, -1])
 
@@ -78,7 +77,8 @@ class Policy:
         token = jnp.concatenate([first, answer[..., :-1]], axis=-1)
         causal = jnp.tril(jnp.ones((t, t), bool))[None, None, :, :]
         position = _length(prefix)[:, None, None] + jnp.arange(t)[None, None, :]
-        hidden, _ = self._module.apply({"params": params}, token, position, causal, prefix.past, prefix.mask)
+        places = places_of(self.config, position, (position, causal), prefix.mask)
+        hidden, _ = self._module.apply({"params": params}, token, places, prefix.past)
         return hidden
 
     def step(
@@ -87,10 +87,10 @@ class Policy:
         """Logits of the token after `token`, which stands in `column` of the answers; and the grown cache."""
         length = cache.key.shape[3]
         seen = (jnp.arange(length) <= column)[None, None, None, :]
-        position = (_length(prefix) + column)[:, None, None]
-        hidden, cache = self._module.apply(
-            {"params": params}, token[..., None], position, seen, prefix.past, prefix.mask, cache, column
-        )
+        before = _length(prefix)[:, None, None]
+        own = (before + jnp.arange(length)[None, None, :], seen)
+        places = places_of(self.config, before + column, own, prefix.mask, column)
+        hidden, cache = self._module.apply({"params": params}, token[..., None], places, prefix.past, cache)
         return self.logits(params, hidden)[:, :, 0], cache
 
     def logits(self, params: Params, hidden: Float[Array, "P G S E"]) -> Float[Array, "P G S V"]:

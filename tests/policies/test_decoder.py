@@ -10,7 +10,7 @@ import pytest
 import tiny
 from plain_decoder import plain_answer_logits, plain_logp
 
-from jaxrl_llm.policies.config import DecoderConfig
+from jaxrl_llm.policies.config import DecoderConfig, Rope
 from jaxrl_llm.policies.policy import Policy
 from jaxrl_llm.sharding import RULES
 from jaxrl_llm.tasks import addition
@@ -20,7 +20,7 @@ SHAPES = {
     "grouped heads, tied": {},
     "grouped heads, untied": {"tied": False},
     "as many key heads as heads": {"kv_heads": 4},
-    "one key head, long wavelength": {"kv_heads": 1, "rope_base": 1e6, "norm_eps": 1e-2},
+    "one key head, long wavelength": {"kv_heads": 1, "rope": Rope(base=1e6), "norm_eps": 1e-2},
 }
 
 

@@ -1,0 +1,125 @@
+"""Tensors of a Hugging Face folder: one safetensors file, or several with an index. Nothing is unpickled."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.policies.hub.names import Span
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = ("F32", "F16", "BF16")
+FILE_BYTES = 4 * 2**30  # of one file, when written
+
+
+class SafetensorsFolder:
+    """Reads parts of tensors where they lie. Files stay open until `close`, or the end of a `with`."""
+
+    def __init__(self, folder: pathlib.Path):
+        """Raises OSError where no file is, ValueError for one that is damaged; the message names the file."""
+        self.folder, self._open = folder, {}
+        self._where = _index(folder)
+        found: dict[str, pathlib.Path] = {}
+        for file in sorted(set(self._where.values())) if self._where else [folder / SINGLE]:
+            handle = self._handle(file)
+            found |= dict.fromkeys(handle.keys(), file)
+        if self._where:
+            for name, file in self._where.items():
+                if found.get(name) != file:
+                    raise ValueError(f"{folder / INDEX} says that {name} is in {file.name}, where it is not")
+        self._where = found
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        for stack, _ in self._open.values():
+            stack.close()
+        self._open.clear()
+
+    def _handle(self, file: pathlib.Path) -> Any:
+        import safetensors
+
+        if file not in self._open:
+            if not file.is_file():
+                raise FileNotFoundError(f"there is no file {file}")
+            stack = contextlib.ExitStack()
+            try:
+                handle = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
+            except safetensors.SafetensorError as error:
+                raise ValueError(f"{file} is no readable safetensors file: {error}") from error
+            self._open[file] = stack, handle
+        return self._open[file][1]
+
+    def names(self) -> set[str]:
+        """Of all tensors."""
+        return set(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor. Raises ValueError for one that is not of F32, F16 or BF16."""
+        part = self._handle(self._where[name]).get_slice(name)
+        if part.get_dtype() not in FLOATS:
+            raise ValueError(f"{self._where[name]}: {name} is {part.get_dtype()}, not one of {', '.join(FLOATS)}")
+        return tuple(part.get_shape())
+
+    def read(self, name: str, spans: tuple[Span, ...]) -> np.ndarray:
+        """Part of a tensor, float32."""
+        part = self._handle(self._where[name]).get_slice(name)
+        return part[tuple(slice(*span) for span in spans)].astype(np.float32)
+
+
+def _index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Tensor -> file of an index; empty without one."""
+    path = folder / INDEX
+    if (folder / SINGLE).is_file() or not path.is_file():
+        return {}
+    fields = read_json(path)
+    weights = fields.get("weight_map")
+    if not isinstance(weights, Mapping) or not weights:
+        raise ValueError(f"{path}: weight_map must be an object of tensors and their files")
+    for name, file in weights.items():
+        if not isinstance(file, str) or pathlib.PurePath(file).name != file or not file.endswith(".safetensors"):
+            raise ValueError(f"{path}: {name} must be in a .safetensors file of the same folder, not {file!r}")
+    return {name: folder / file for name, file in weights.items()}
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object. Raises OSError, and ValueError that names the file for anything that is no object."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(fields).__name__}")
+    return fields
+
+
+def write_safetensors(folder: pathlib.Path, tensors: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """Write tensors to one file, or to several with an index where they exceed FILE_BYTES.
+
+    tensors  name -> function without arguments that gives the array; called one file at a time
+    sizes    bytes of each
+    """
+    from safetensors.numpy import save_file
+
+    files: list[list[str]] = [[]]
+    for name in tensors:
+        if files[-1] and sum(sizes[x] for x in files[-1]) + sizes[name] > FILE_BYTES:
+            files.append([])
+        files[-1].append(name)
+    named = (
+        [SINGLE] if len(files) == 1 else [f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))]
+    )
+    for file, names in zip(named, files, strict=True):
+        save_file({name: np.ascontiguousarray(tensors[name]()) for name in names}, folder / file, {"format": "pt"})
+    if len(files) > 1:
+        where = {name: file for file, names in zip(named, files, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
