@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxrl_llm.policies.hub.config_json import Hub, read_config, write_config
+from jaxrl_llm.policies.hub.gguf_file import GgufFile
 from jaxrl_llm.policies.hub.names import Place, Span, places
 from jaxrl_llm.policies.hub.safetensors_files import SafetensorsFolder, read_json, write_safetensors
 from jaxrl_llm.policies.policy import Params, Policy
@@ -52,7 +53,19 @@ def load_folder(folder: str | pathlib.Path, shardings: Callable[[Policy], Params
     """
     hub = read_hub(folder)
     with SafetensorsFolder(pathlib.Path(folder)) as source:
-        return hub, load_params(hub, source, shardings, tensor_of=lambda place: place.tensor)
+        try:
+            return hub, load_params(hub, source, shardings, tensor_of=lambda place: place.tensor)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
+
+
+def load_gguf(path: str | pathlib.Path, shardings: Callable[[Policy], Params]) -> tuple[Hub, Params]:
+    """The same of a GGUF file, dequantised."""
+    with GgufFile(path) as source:
+        try:
+            return source.hub, load_params(source.hub, source, shardings, tensor_of=lambda place: place.gguf)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def load_params(
