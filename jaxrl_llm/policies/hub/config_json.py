@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxrl_llm.policies.config import DecoderConfig
-from jaxrl_llm.policies.hub.fields import flag, number, token, tokens
+from jaxrl_llm.policies.hub.fields import flag, number, text, token, tokens
 from jaxrl_llm.policies.hub.rope_json import local_base, read_rope, write_rope
 from jaxrl_llm.spec import nearest
 
@@ -79,7 +79,7 @@ def read_config(fields: Mapping[str, Any]) -> Hub:
     Raises ValueError, which names the field: for another family, for a field that is missing or of a wrong kind, for a
     value that the decoder cannot compute, and for a field that it does not know and that is neither null nor false.
     """
-    family = fields.get("model_type")
+    family = text(fields, "model_type")
     if family not in FAMILIES:
         raise ValueError(
             f"model_type {family!r} is not a family that the decoder knows{nearest(str(family), list(FAMILIES))}"
@@ -140,7 +140,7 @@ def _activation(fields: Mapping[str, Any], family: str) -> str:
     names = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
     usual = "gelu_pytorch_tanh" if family in GEMMA else "silu"
     # Early Gemma files say "gelu" in hidden_act and mean the one by tanh, which hidden_activation names.
-    name = fields.get("hidden_activation") or (usual if family in GEMMA else fields.get("hidden_act") or usual)
+    name = text(fields, "hidden_activation") or (usual if family in GEMMA else text(fields, "hidden_act", usual))
     if name not in names:
         raise ValueError(f"hidden_act is {name!r}: the decoder has {', '.join(names)}{nearest(str(name), list(names))}")
     return names[name]
@@ -166,7 +166,7 @@ def _windows(fields: Mapping[str, Any], family: str, layers: int) -> dict[str, A
         else:
             first = number(fields, "max_window_layers", 28)
             flags = [i >= first for i in range(layers)]
-    elif not isinstance(names, list) or len(names) != layers or not set(names) <= set(kinds):
+    elif not isinstance(names, list) or len(names) != layers or not all(name in kinds for name in names):
         raise ValueError(f"layer_types must name {layers} layers as {' or '.join(kinds)}, not {names!r}")
     else:
         flags = [name == kinds[0] for name in names]

@@ -42,3 +42,11 @@ def tokens(fields: Mapping[str, Any], name: str) -> tuple[int, ...]:
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value):
         raise ValueError(f"{name} must be a token id or a list of them, not {fields[name]!r}")
     return tuple(value)
+
+
+def text(fields: Mapping[str, Any], name: str, default: str | None = None) -> str | None:
+    """A string, or the default where it is null or absent."""
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, not {value!r}")
+    return default if value is None else value

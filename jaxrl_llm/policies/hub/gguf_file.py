@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxrl_llm.policies.config import Rope
 from jaxrl_llm.policies.hub.config_json import Hub, read_config
+from jaxrl_llm.policies.hub.gguf_header import check_header
 from jaxrl_llm.policies.hub.names import Span
 from jaxrl_llm.policies.rope import frequencies
 from jaxrl_llm.spec import nearest
@@ -48,6 +49,7 @@ class GgufFile:
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no GGUF file {str(path)!r}")
         try:
+            check_header(self.path)
             reader = gguf.GGUFReader(self.path)
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
             self._fields = reader.fields
@@ -69,8 +71,9 @@ class GgufFile:
         self._tensors = {}
 
     def field(self, name: str) -> Any:
-        """A value of the header, None where it is absent."""
-        return self._fields[name].contents() if name in self._fields else None
+        """A value of the header, None where it is absent. Numbers are float32 there: 1e-5 is read as 1e-5."""
+        value = self._fields[name].contents() if name in self._fields else None
+        return float(str(np.float32(value))) if isinstance(value, float) else value
 
     def names(self) -> set[str]:
         """Of all tensors."""
@@ -88,7 +91,8 @@ class GgufFile:
         import gguf
 
         tensor, (rows, *columns) = self._tensors[name], spans
-        part = gguf.dequantize(tensor.data[slice(*rows)], tensor.tensor_type).astype(np.float32)
+        with np.errstate(all="ignore"):  # whoever reads the weights refuses those that are not finite
+            part = gguf.dequantize(tensor.data[slice(*rows)], tensor.tensor_type).astype(np.float32)
         if columns:
             part = part[:, slice(*columns[0])]
         if self.architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):

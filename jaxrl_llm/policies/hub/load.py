@@ -93,9 +93,16 @@ def _reader(source: Source, place: Place, names: list[str], shape: tuple[int, ..
         rest = tuple(spans[1:] if stacked else spans)
         size = tuple(end - start for start, end in rest)
         wanted = names[slice(*spans[0])] if stacked else names
-        found = [place.ours(source.read(name, place.spans(inner, rest)), size) for name in wanted]
+        found = [place.ours(_finite(source, name, place.spans(inner, rest)), size) for name in wanted]
         return np.stack(found) if stacked else found[0]
 
+    return part
+
+
+def _finite(source: Source, name: str, spans: tuple[Span, ...]) -> np.ndarray:
+    part = source.read(name, spans)
+    if not np.isfinite(part).all():
+        raise ValueError(f"{name} holds weights that are not finite")
     return part
 
 

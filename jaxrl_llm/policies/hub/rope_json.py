@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxrl_llm.policies.config import Rope
-from jaxrl_llm.policies.hub.fields import flag, number
+from jaxrl_llm.policies.hub.fields import flag, number, text
 from jaxrl_llm.spec import nearest
 
 ROPE_FIELDS = {
@@ -23,7 +23,7 @@ def read_rope(fields: Mapping[str, Any], family: str) -> Rope:
             raise ValueError(f"rope field {name} (value {value!r}) is not known{nearest(name, sorted(ROPE_FIELDS))}")
     if given.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise ValueError(f"partial_rotary_factor is {given['partial_rotary_factor']!r}: whole heads are rotated here")
-    kind = given.get("rope_type") or given.get("type") or "default"
+    kind = text(given, "rope_type") or text(given, "type", "default")
     base = float(number(given, "rope_theta", 1e6 if family == "gemma3_text" else 10000.0, kind=float))
     if kind == "default":
         return Rope(base=base)
@@ -43,9 +43,10 @@ def read_rope(fields: Mapping[str, Any], family: str) -> Rope:
 
 def local_base(fields: Mapping[str, Any]) -> float:
     """Base of the layers with a window (Gemma 3)."""
-    both = fields.get("rope_parameters") or {}
-    local = both.get("sliding_attention") or {}
-    if local.get("rope_type") not in (None, "default"):
+    local = (fields.get("rope_parameters") or {}).get("sliding_attention") or {}
+    if not isinstance(local, Mapping):
+        raise ValueError(f"rope_parameters.sliding_attention must be an object, not {local!r}")
+    if text(local, "rope_type", "default") != "default":
         raise ValueError(f"rope_parameters.sliding_attention.rope_type is {local['rope_type']!r}, not default")
     given = {"rope_local_base_freq": local.get("rope_theta", fields.get("rope_local_base_freq"))}
     return float(number(given, "rope_local_base_freq", 10000.0, kind=float))
