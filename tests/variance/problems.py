@@ -16,11 +16,11 @@ EOS, LENGTH = B["eos"], B["max_len"]
 PATHS = answers(B["vocab"], EOS, LENGTH)
 
 
-def close(value, expected):
+def assert_close(value, expected):
     np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=RTOL, atol=ATOL)
 
 
-def check_moments(moments, expected):
+def assert_moments(moments, expected):
     """All fields of a case."""
     for name in ("trace_var", "bias_norm", "mse", "cos", "scale", "snr", "mse_rescaled", "mean_grad"):
         np.testing.assert_allclose(getattr(moments, name), expected[name], rtol=RTOL, atol=ATOL, err_msg=name)

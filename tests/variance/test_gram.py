@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import assert_close
 
 from jaxrl_llm.advantages import bare_rollout, chain, group_mean, group_std, leave_one_out, per_token
 from jaxrl_llm.advantages.baselines.batch_leave_one_out import batch_leave_one_out
@@ -26,11 +27,7 @@ TRANSFORMS = {
     "batch": batch_leave_one_out(),
 }
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def pool(seed=0):
@@ -54,16 +51,15 @@ def test_products_are_those_of_the_estimates_written_out():
     gram = gram_of(jnp.asarray(scores))
     a, b = np.random.default_rng(1).normal(size=(2, 6, P, M, T))
     estimate = lambda c: np.einsum("npmt,pmtd->nd", c, scores)  # noqa: E731
-    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)  # noqa: E731
-    close(gram.products(jnp.asarray(a), jnp.asarray(b)), estimate(a) @ estimate(b).T)
-    close(gram.squares(jnp.asarray(a)), np.sum(estimate(a) ** 2, axis=-1))
+    assert_close(gram.products(jnp.asarray(a), jnp.asarray(b)), estimate(a) @ estimate(b).T)
+    assert_close(gram.squares(jnp.asarray(a)), np.sum(estimate(a) ** 2, axis=-1))
     parts = np.einsum("pmt,pmtd->pd", a[0], scores)
-    close(gram.prompt_blocks(jnp.asarray(a[0])), parts @ parts.T)
-    close(gram.energies, np.sum(scores.sum(axis=2) ** 2, axis=-1))
+    assert_close(gram.prompt_blocks(jnp.asarray(a[0])), parts @ parts.T)
+    assert_close(gram.energies, np.sum(scores.sum(axis=2) ** 2, axis=-1))
     centred = scores - scores.mean(axis=1, keepdims=True)
-    close(gram.centred().inner, gram_of(jnp.asarray(centred)).inner)
+    assert_close(gram.centred().inner, gram_of(jnp.asarray(centred)).inner)
     some = gram.subset(jnp.asarray([1]), jnp.asarray([3, 0]))
-    close(some.inner, gram_of(jnp.asarray(scores[[1]][:, [3, 0]])).inner)
+    assert_close(some.inner, gram_of(jnp.asarray(scores[[1]][:, [3, 0]])).inner)
     assert isinstance(some, ScoreGram)
     assert some.sizes == (1, 2, T)
 

@@ -5,11 +5,10 @@ They are given to four digits, two of them to ten; every figure is met to half a
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import B, bigram, close
+from problems import B, assert_close, bigram
 
 from jaxrl_llm.advantages import at_end, chain, no_baseline
 from jaxrl_llm.advantages.baselines.constant import constant
@@ -36,11 +35,7 @@ from jaxrl_llm.variance.exact import moments
 
 VALUE = B["binary"]["facts"]["value"]
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def truncated(maximum):
@@ -92,7 +87,7 @@ def test_per_decision_weights_on_dense_rewards_do_not_always_vary_less():
     ):
         objective = Objective(surrogate=surrogate, aggregate=answer_sum())
         found = moments(transform, unpaid, 1, objective=objective, target=table.gradient)
-        close(found.bias_norm, 0)
+        assert_close(found.bias_norm, 0)
         assert abs(found.trace_var - figure) <= 0.5e-4
 
 
@@ -102,8 +97,8 @@ def test_per_decision_weights_on_dense_rewards_do_not_always_vary_less():
 def test_plain_ratios_are_neutral_to_a_baseline(surrogate):
     """T13: E_mu[ρ s] = 0 given the prefix, so b moves no mean."""
     means = [np.asarray(of_surrogate(surrogate, value=b).mean_grad) for b in (0.0, 0.3, 1.0)]
-    close(means[1], means[0])
-    close(means[2], means[0])
+    assert_close(means[1], means[0])
+    assert_close(means[2], means[0])
 
 
 @pytest.mark.parametrize(
@@ -121,4 +116,4 @@ def test_a_behaviour_policy_that_is_the_policy_changes_nothing():
     table = bigram()
     same = dataclasses.replace(table, behaviour_logp=table.logp)
     plain, found = moments(constant(value=VALUE), table, 1), of_surrogate(sequence_ratio(), table=same)
-    close([found.bias_norm, found.trace_var], [plain.bias_norm, plain.trace_var])
+    assert_close([found.bias_norm, found.trace_var], [plain.bias_norm, plain.trace_var])
