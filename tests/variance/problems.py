@@ -5,8 +5,11 @@ import json
 import pathlib
 import types
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_llm.losses.ratios import answer_log_ratio
+from jaxrl_llm.losses.surrogates import tapered
 from jaxrl_llm.variance.tables import OutcomeTable, answers, last_token, softmax_bandit, tabular_policy
 
 VECTORS = json.loads((pathlib.Path(__file__).parent / "variance_vectors.json").read_text(encoding="utf-8"))
@@ -131,3 +134,9 @@ def baseline(f, kind):
     weight = np.cumsum(f.energy, axis=1) if kind == "otb" else f.energy
     b = by_position(f, f.cross if kind == "pos_exact" else f.to_go * weight, weight)
     return everywhere(b), b
+
+
+def truncated(maximum):
+    """min(w, maximum) of the whole answer, for either sign of the credit."""
+    taper = lambda x: jnp.minimum(jnp.exp(x), maximum)  # noqa: E731
+    return tapered(positive=taper, negative=taper, ratio=answer_log_ratio)

@@ -53,7 +53,7 @@ def test_the_break_even_group_of_problem_b():
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_break_even_group_lies_where_the_curves_cross(seed):
+def test_t6_the_break_even_group_lies_where_the_curves_cross(seed):
     table = random_table(seed, binary=True)
     m = RlooMoments.of(table)
     at = m.break_even_group_size
@@ -65,7 +65,7 @@ def test_the_break_even_group_lies_where_the_curves_cross(seed):
         assert wins == bool(group > at)
 
 
-def test_wrong_answers_with_most_of_the_energy_leave_no_break_even_group():
+def test_t6_wrong_answers_with_most_of_the_energy_leave_no_break_even_group():
     """Half of the answers right and nearly without score: 0 is then a better constant than V at any G."""
     table = OutcomeTable([0.25] * 4, [[0.1, 0.0], [-0.1, 0.0], [0.0, 2.0], [0.0, -2.0]], [1.0, 1.0, 0.0, 0.0])
     m = RlooMoments.of(table)
@@ -75,8 +75,8 @@ def test_wrong_answers_with_most_of_the_energy_leave_no_break_even_group():
         assert moments(no_baseline(), table, group).trace_var < moments(leave_one_out(), table, group).trace_var
 
 
-def test_a_small_error_of_the_baseline_is_not_the_aim():
-    """T4: of two baselines that do not vary, b* is further from V and has the smaller variance."""
+def test_t4_a_small_error_of_the_baseline_is_not_the_aim():
+    """Of two baselines that do not vary, b* is further from V and has the smaller variance."""
     m = RlooMoments.of(bandit("A"))
     off = m.best_constant - m.value
     assert abs(off) > 0.1
@@ -154,7 +154,7 @@ def test_moments_of_several_prompts_share_a_leading_axis():
 # T8
 
 
-def test_prompts_without_replacement():
+def test_t8_prompts_without_replacement():
     """Two of three prompts: the mean and spread over the three pairs, each pair by enumeration of its answers."""
     tables = [random_table(seed, outcomes=3) for seed in SEEDS]
     found = [moments(leave_one_out(), list(p), 2, prompts=None) for p in itertools.combinations(tables, 2)]
@@ -165,7 +165,7 @@ def test_prompts_without_replacement():
     assert_close(VarianceSplit.of(tables[:1]).variance(1, 2, pool=1), moments(leave_one_out(), tables[0], 2).trace_var)
 
 
-def test_the_best_group_size_with_costs():
+def test_t8_the_best_group_size_with_costs():
     """The formula is flat at the ideal size; dear prompts make groups larger; without pairs one answer is enough."""
     split = VarianceSplit(linear=1.0, pairs=3.0, across=0.5)
     assert split.ideal_group_size == 1 + np.sqrt(6)

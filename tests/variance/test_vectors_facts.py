@@ -181,7 +181,7 @@ def test_bernstein_coefficients(key):
 
 
 @pytest.mark.parametrize("row", VECTORS["binary_formula"], ids=lambda row: row["scheme"])
-def test_four_numbers_give_the_variance_of_every_binary_scheme(row):
+def test_t9_four_numbers_give_the_variance_of_every_binary_scheme(row):
     transform, g, m = SCHEMES[row["scheme"]](), row["G"], BinaryMoments.of(table_of(row["problem"]))
     assert_binary_moments(m, row)
     scheme, found = scheme_of(transform, g), moments(transform, table_of(row["problem"]), g)

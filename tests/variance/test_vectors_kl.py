@@ -63,7 +63,7 @@ def test_estimators_of_the_divergence():
     assert_close((pi * x) @ np.asarray(table.scores), expected["grad_kl"])
 
 
-def test_the_divergence_of_each_step_can_vary_more_than_the_log_ratio_of_the_path():
+def test_t14_the_divergence_of_each_step_can_vary_more_than_the_log_ratio_of_the_path():
     """Entropy of problem B: exact conditional entropies vary more than -log π."""
     table, _ = kl_tokens()
     pi, entropy = np.asarray(table.probs), kl_of_contexts()[1]
@@ -74,7 +74,7 @@ def test_the_divergence_of_each_step_can_vary_more_than_the_log_ratio_of_the_pat
     assert expected["rao_blackwell"]["var"] > expected["mc"]["var"]
 
 
-def test_two_step_counterexample_to_rao_blackwell_by_steps():
+def test_t14_two_step_counterexample_to_rao_blackwell_by_steps():
     case = VECTORS["kl_rb_counterexample"]
     first, ref_first = np.array(case["pi_step1"]), np.array(case["ref_step1"])
     then, ref_then = np.array(case["pi_step2_given_y1"]), np.array(case["ref_step2_given_y1"])

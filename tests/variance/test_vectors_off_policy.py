@@ -8,7 +8,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import B, assert_close, bigram
+from problems import B, assert_close, bigram, truncated
 
 from jaxrl_llm.advantages import at_end, chain, no_baseline
 from jaxrl_llm.advantages.baselines.constant import constant
@@ -18,7 +18,6 @@ from jaxrl_llm.losses.aggregate import answer_sum
 from jaxrl_llm.losses.corrections import self_normalised_group
 from jaxrl_llm.losses.objective import Objective
 from jaxrl_llm.losses.per_decision import per_decision_returns
-from jaxrl_llm.losses.ratios import answer_log_ratio
 from jaxrl_llm.losses.surrogates import (
     cispo,
     clipped,
@@ -26,7 +25,6 @@ from jaxrl_llm.losses.surrogates import (
     prefix_ratio,
     reinforce,
     sequence_ratio,
-    tapered,
     token_ratio,
     topr,
     vespo,
@@ -36,12 +34,6 @@ from jaxrl_llm.variance.exact import moments
 VALUE = B["binary"]["facts"]["value"]
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def truncated(maximum):
-    """min(w, maximum) of the whole answer, for either sign of the credit."""
-    taper = lambda x: jnp.minimum(jnp.exp(x), maximum)  # noqa: E731
-    return tapered(positive=taper, negative=taper, ratio=answer_log_ratio)
 
 
 def of_surrogate(surrogate, value=VALUE, group=1, table=None, **fields):
@@ -94,8 +86,8 @@ def test_per_decision_weights_on_dense_rewards_do_not_always_vary_less():
 @pytest.mark.parametrize(
     "surrogate", [sequence_ratio(), token_ratio(), prefix_ratio()], ids=["answer", "token", "prefix"]
 )
-def test_plain_ratios_are_neutral_to_a_baseline(surrogate):
-    """T13: E_mu[ρ s] = 0 given the prefix, so b moves no mean."""
+def test_t13_plain_ratios_are_neutral_to_a_baseline(surrogate):
+    """E_mu[ρ s] = 0 given the prefix, so b moves no mean."""
     means = [np.asarray(of_surrogate(surrogate, value=b).mean_grad) for b in (0.0, 0.3, 1.0)]
     assert_close(means[1], means[0])
     assert_close(means[2], means[0])
@@ -106,8 +98,7 @@ def test_plain_ratios_are_neutral_to_a_baseline(surrogate):
     [truncated(1.15), cispo(low=0.1, high=0.1), topr(), vespo(), clipped(low=0.1, high=0.1), gspo(low=0.05, high=0.05)],
     ids=["truncated", "cispo", "topr", "vespo", "ppo", "gspo"],
 )
-def test_with_a_truncated_ratio_a_baseline_changes_the_objective(surrogate):
-    """T13."""
+def test_t13_with_a_truncated_ratio_a_baseline_changes_the_objective(surrogate):
     means = [np.asarray(of_surrogate(surrogate, value=b).mean_grad) for b in (0.2, 0.6)]
     assert np.linalg.norm(means[0] - means[1]) > 1e-3
 
