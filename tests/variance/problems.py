@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import pathlib
 import types
 
@@ -35,6 +36,16 @@ def random_table(seed, *, binary=False, outcomes=4, dim=3):
     features, probs = rng.normal(size=(outcomes, dim)), rng.dirichlet(np.full(outcomes, 2.0))
     rewards = rng.permutation([1.0, 0.0, *rng.integers(0, 2, outcomes - 2)]) if binary else rng.normal(size=outcomes)
     return OutcomeTable(probs, features - probs @ features, rewards)
+
+
+def least_hits(repetitions, rate, chance):
+    """The largest number that a binomial variable stays below with at most that probability."""
+    below = 0.0
+    for k in range(repetitions + 1):
+        below += math.comb(repetitions, k) * rate**k * (1 - rate) ** (repetitions - k)
+        if below > chance:
+            return k
+    return repetitions
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from jaxrl_llm.advantages.weights.pass_at_k import pass_at_k
 from jaxrl_llm.variance.bernstein import slope
 from jaxrl_llm.variance.binary import BinaryMoments, scheme_of
 from jaxrl_llm.variance.designs import antithetic, systematic
-from jaxrl_llm.variance.exact import moments
+from jaxrl_llm.variance.exact import moments, moments_of
 from jaxrl_llm.variance.moments import RlooMoments, VarianceSplit
 from jaxrl_llm.variance.tables import OutcomeTable
 
@@ -146,6 +146,38 @@ def test_t5_for_binary_rewards_it_is_the_share_of_the_energy_of_right_answers(se
     share = pi[r == 1] @ e[r == 1] / (pi @ e)
     assert_close(RlooMoments.of(table).best_constant, share)
     assert_close(BinaryMoments.of(table).best_constant, share)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_t5_a_constant_for_each_coordinate(seed):
+    """b_k = E[r s_k²]/E[s_k²], of which no coordinate can do better, so that it is below the best scalar."""
+    table = random_table(seed)
+    pi, r, s = np.asarray(table.probs), np.asarray(table.rewards), np.asarray(table.scores)
+    best = pi @ (r[:, None] * s**2) / (pi @ s**2)
+    found = lambda b: moments_of(jnp.asarray((r[:, None] - b) * s), table.probs, table.gradient)  # noqa: E731
+    assert_close(found(best).bias_norm, 0)
+    for step in 0.05 * np.eye(3):
+        cost = found(best + step).trace_var - found(best).trace_var
+        assert_close(cost, found(best - step).trace_var - found(best).trace_var)
+        assert_close(cost, 0.05**2 * (pi @ s**2) @ (step > 0))
+    m = RlooMoments.of(table)
+    assert found(best).trace_var < m.constant_variance(m.best_constant, 1)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_t5_a_full_control_variate_leaves_nothing_where_scores_span_the_outcomes(seed):
+    """Cov(r s, s) F^+: three scores are all functions of mean 0 of four outcomes, of six they are not."""
+    for outcomes in (4, 6):
+        table = random_table(seed, outcomes=outcomes)
+        pi, s = np.asarray(table.probs), np.asarray(table.scores)
+        rewarded = np.asarray(table.rewards)[:, None] * s
+        control = np.linalg.solve((s.T * pi) @ s, (s.T * pi) @ rewarded)
+        found = moments_of(jnp.asarray(rewarded - s @ control), table.probs, table.gradient)
+        assert_close(found.bias_norm, 0)
+        if outcomes == 4:
+            assert_close(found.trace_var, 0)
+        else:
+            assert 1e-3 < found.trace_var < RlooMoments.of(table).value_variance
 
 
 # T6 and T7

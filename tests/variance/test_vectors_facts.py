@@ -18,7 +18,9 @@ from problems import (
 
 from jaxrl_llm.advantages import chain, group_mean, group_std, leave_one_out, no_baseline
 from jaxrl_llm.advantages.baselines.constant import constant
+from jaxrl_llm.advantages.baselines.energy_weighted import energy_weighted
 from jaxrl_llm.advantages.baselines.group_quantile import group_quantile
+from jaxrl_llm.advantages.baselines.length_weighted import length_weighted
 from jaxrl_llm.advantages.scales.fixed_beta_density import fixed_beta_density
 from jaxrl_llm.advantages.weights.focal import focal
 from jaxrl_llm.advantages.weights.log_odds import log_odds
@@ -213,6 +215,8 @@ FIGURES = [
     ("A", leave_one_out, 4, {"trace_var": 0.0410178483}),
     ("A", group_mean, 4, {"trace_var": 0.0230725397, "bias_norm": 0.0576856471}),
     ("A", SCHEMES["grpo"], 4, {"trace_var": 0.1587268875}),
+    ("A", lambda: length_weighted(leave_one_out=True), 4, {"trace_var": 0.0483212308}),
+    ("A", lambda: energy_weighted(leave_one_out=True), 4, {"trace_var": 0.0400954168}),
     ("B_binary", leave_one_out, 3, {"trace_var": 0.1741454581}),
 ]
 
