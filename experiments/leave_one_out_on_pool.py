@@ -157,6 +157,7 @@ def run(lab: Laboratory, command: str, out=None, *, answers: int = 4_000_000) ->
         word, reason = decide(parts(found, law, groups))
         rows = [*_rows(pool, law, found, groups)]
         figure = _figure(law, found, groups)
+    never = int(np.isinf(np.asarray(law.break_even_group_size)).sum())
     left_out = (found.error >= RESOLVED).sum()
     publish(
         NAME,
@@ -164,9 +165,10 @@ def run(lab: Laboratory, command: str, out=None, *, answers: int = 4_000_000) ->
         claim=CLAIM,
         verdict=word,
         reason=f"{reason} {answers}/G groups of each size G were drawn with replacement from each of "
-        f"{len(pool.reward)} pools with two right and two wrong answers or more; {left_out} of {found.error.size} pairs of prompt and "
-        f"size were left out of the first part: their variance is not resolved to {RESOLVED:.0%}. The law is that of "
-        f"the pool taken as the policy, so the gap to it is sampling of groups alone. {sizes(lab)}",
+        f"{len(pool.reward)} pools with two right and two wrong answers or more; {left_out} of {found.error.size} "
+        f"pairs of prompt and size were left out of the first part: their variance is not resolved to {RESOLVED:.0%}. "
+        f"The law is that of the pool taken as the policy, so the gap to it is sampling of groups alone. By the law "
+        f"{never} prompts cross at no size: 0 is a better constant there than the pass rate. {sizes(lab)}",
         command=command,
         rows=rows,
         figure=figure,
@@ -217,17 +219,17 @@ def _figure(law: RlooMoments, found: Drawn, groups: tuple[int, ...]):
     left.set_title("lines: prompts; points: geometric mean, 95% over prompts", fontsize=9)
     left.set_xticks(groups, groups)
     left.minorticks_off()
-    turn, (lost, won) = np.asarray(law.break_even_group_size), crossings(found, groups)
-    edge = 2.0 * groups[-1]  # where what is infinite is drawn
-    order = np.argsort(turn, kind="stable")
-    for row, p in enumerate(order):
-        ends = np.clip([max(lost[p], 1.5), min(won[p], edge)], 1.5, edge)
-        right.plot(ends, [row, row], "-", color=PALETTE[0], linewidth=3, alpha=0.5, solid_capstyle="butt")
-    right.plot(np.clip(turn[order], 1.5, edge), range(len(order)), "o", color=PALETTE[1], markersize=3)
-    right.set(xscale="log", xlabel="group size G", ylabel="prompts, by predicted crossing")
-    right.set_title("points: predicted; bars: from the last loss to the first win seen", fontsize=9)
-    ticks = [*groups[::2], edge]
-    right.set_xticks(ticks, [*groups[::2], "never"])
+    turn = np.asarray(law.break_even_group_size)
+    inside = (turn > groups[0]) & (turn < groups[-1])
+    for p in np.argsort(inside, kind="stable"):
+        colour, width = (PALETTE[1], 1.2) if inside[p] else (PALETTE[0], 0.8)
+        right.plot(at, 1 + found.gain[p] / found.variance[p], color=colour, linewidth=width, alpha=0.6)
+    right.plot(turn[inside], np.ones(inside.sum()), "k|", markersize=11)
+    right.axhline(1, color="#999999", linewidth=0.8)
+    right.set(xscale="log", yscale="log", xlabel="group size G")
+    right.set_ylabel("variance of no baseline / of leave-one-out, measured")
+    right.set_title("above 1 leave-one-out wins; bars: where the law lets a prompt cross", fontsize=9)
+    right.set_xticks(groups, groups)
     right.minorticks_off()
     return figure
 

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import baseline_target, binary_sufficiency, bnpo_variance, noise_scale, self_inclusion
+from experiments import (
+    baseline_target,
+    binary_sufficiency,
+    bnpo_variance,
+    leave_one_out_on_pool,
+    noise_scale,
+    self_inclusion,
+)
 from experiments.answers import WORDS
 from experiments.decisions import Part, decide
 from experiments.pool_reports import geometric_mean, ratio_of_sums
@@ -34,8 +41,18 @@ def made_up():
     return Pool(step=np.zeros(P), reward=reward, length=length, token_energy=energy, scores=gram), scores
 
 
+EXPERIMENTS = [
+    baseline_target,
+    self_inclusion,
+    binary_sufficiency,
+    noise_scale,
+    bnpo_variance,
+    leave_one_out_on_pool,
+]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("module", [baseline_target, self_inclusion, binary_sufficiency, noise_scale, bnpo_variance])
+@pytest.mark.parametrize("module", EXPERIMENTS)
 def test_a_smoke_run_leaves_an_answer(laboratory, module, tmp_path):
     verdict = module.run(laboratory, "the command", tmp_path)
     assert verdict in WORDS
@@ -77,6 +94,26 @@ def test_four_numbers_of_a_pool_predict_its_groups(made_up):
     for name, x in seen.items():
         sure = x.error < 0.05
         assert np.all(np.abs(inside[name] / x.variance - 1)[sure] < 5 * x.error[sure]), name
+
+
+def test_the_law_of_a_pool_is_that_of_its_table_and_its_groups_obey_it(made_up):
+    pool, scores = made_up
+    groups = (2, 5)
+    with jax.enable_x64(True):
+        law = leave_one_out_on_pool.law_of(pool)
+        found = leave_one_out_on_pool.drawn(pool, groups, 60_000)
+        for p in range(P):
+            centred = jnp.asarray(scores[p] - scores[p].mean(axis=0))
+            table = OutcomeTable(probs=jnp.full(M, 1 / M), scores=centred, rewards=jnp.asarray(pool.reward[p]))
+            for field, value in vars(RlooMoments.of(table)).items():
+                np.testing.assert_allclose(getattr(law, field)[p], value, rtol=1e-9, err_msg=field)
+        # Twenty-four comparisons: 5 standard errors are left once in 10^5 runs.
+        for i, g in enumerate(groups):
+            rloo, none = (np.asarray(x) for x in (law.leave_one_out_variance(g), law.constant_variance(0.0, g)))
+            assert np.all(np.abs(found.variance[:, i] / rloo - 1) < 5 * found.error[:, i])
+            assert np.all(np.abs(found.gain[:, i] - (none - rloo)) < 5 * found.gain_error[:, i])
+            spread = np.sqrt(rloo * pool.signal / (60_000 // g))  # of <ĝ, g>, at most
+            assert np.all(np.abs(found.along[:, i] - (1 - 1 / g) * pool.signal) < 5 * spread)
 
 
 def test_halves_share_no_answer(made_up):
@@ -149,6 +186,35 @@ def test_rules_refute_what_is_not_so():
     assert decide(noise_scale.parts(list(rows(1.0, 100.0))))[0] == "reproduced"
     assert decide(noise_scale.parts(list(rows(2.0, 100.0))))[0] == "refuted"
     assert decide(noise_scale.parts(list(rows(1.0, 20.0))))[0] == "refuted"
+
+
+def test_the_rule_of_leave_one_out_on_pools():
+    """Answers of one energy, pass rates around 1/4: leave-one-out wins from G = 5 or so."""
+    groups, value, signal = (2, 8, 32), np.linspace(0.2, 0.3, 8), np.full(8, 0.01)
+    spread = value * (1 - value)
+    with jax.enable_x64(True):
+        law = RlooMoments(
+            value=value,
+            reward_variance=spread,
+            fisher_trace=np.ones(8),
+            energy_covariance=np.zeros(8),
+            value_variance=spread - signal,
+            pair_variance=spread + signal,
+            gradient_norm2=signal,
+        )
+        each = lambda of: np.stack([np.asarray(of(g)) for g in groups], axis=1)  # noqa: E731
+        rloo, none = each(law.leave_one_out_variance), each(lambda g: law.constant_variance(0.0, g))
+        along, small = each(lambda g: (1 - 1 / g) * signal), np.full((8, 3), 1e-6)
+        good = leave_one_out_on_pool.Drawn(rloo, np.full((8, 3), 0.01), none - rloo, small, along)
+        verdict = lambda found: decide(leave_one_out_on_pool.parts(found, law, groups))[0]  # noqa: E731
+        assert verdict(good) == "reproduced"
+        assert verdict(good._replace(variance=1.2 * rloo)) == "refuted"
+        assert verdict(good._replace(along=0.8 * along)) == "refuted"
+        assert verdict(good._replace(gain=rloo - none)) == "refuted"
+        late = good.gain.copy()
+        late[:, 1] *= -1  # lost at 8, which the law does not allow
+        assert leave_one_out_on_pool.parts(good._replace(gain=late), law, groups)[-1].holds is False
+        assert verdict(good._replace(error=np.full((8, 3), 0.5))) == "undecided"
 
 
 def test_the_rule_of_the_noise_of_bnpo():
