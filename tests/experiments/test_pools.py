@@ -9,6 +9,7 @@ from experiments import (
     baseline_target,
     binary_sufficiency,
     bnpo_variance,
+    f_of_p_on_pool,
     leave_one_out_on_pool,
     noise_scale,
     self_inclusion,
@@ -48,6 +49,7 @@ EXPERIMENTS = [
     noise_scale,
     bnpo_variance,
     leave_one_out_on_pool,
+    f_of_p_on_pool,
 ]
 
 
@@ -114,6 +116,17 @@ def test_the_law_of_a_pool_is_that_of_its_table_and_its_groups_obey_it(made_up):
             assert np.all(np.abs(found.gain[:, i] - (none - rloo)) < 5 * found.gain_error[:, i])
             spread = np.sqrt(rloo * pool.signal / (60_000 // g))  # of <ĝ, g>, at most
             assert np.all(np.abs(found.along[:, i] - (1 - 1 / g) * pool.signal) < 5 * spread)
+
+
+def test_groups_of_a_pool_push_with_the_weight_of_their_scheme(made_up):
+    pool, _ = made_up
+    with jax.enable_x64(True):
+        found = f_of_p_on_pool.weights(pool, 4000)
+    for name, law in found.law.items():
+        # Forty-eight comparisons: 5 standard errors are left once in 4 * 10^4 runs.
+        assert np.all(np.abs(found.measured[name] - law) < 5 * found.error[name]), name
+    # 1 - (1 - 1/G) of the group mean, of the same groups as leave-one-out.
+    np.testing.assert_allclose(found.measured["group mean"], 7 / 8 * found.measured["leave-one-out"], rtol=1e-9)
 
 
 def test_halves_share_no_answer(made_up):
@@ -215,6 +228,23 @@ def test_the_rule_of_leave_one_out_on_pools():
         late[:, 1] *= -1  # lost at 8, which the law does not allow
         assert leave_one_out_on_pool.parts(good._replace(gain=late), law, groups)[-1].holds is False
         assert verdict(good._replace(error=np.full((8, 3), 0.5))) == "undecided"
+
+
+def test_the_rule_of_f_of_p_on_pools():
+    rate, flat = np.linspace(0.08, 0.6, 12), np.ones(12)
+    names, order = f_of_p_on_pool.SCHEMES, lambda n: (1 - (1 - rate) ** n) / rate
+    law = dict.fromkeys(names, flat) | {"MaxRL": order(7), "group std": 2 * (rate * (1 - rate)) ** -0.2}
+    small = {name: 1e-4 * law[name] for name in names}
+    verdict = lambda **x: decide(f_of_p_on_pool.parts(f_of_p_on_pool.Weights(law | x, small, law | x), rate))[0]  # noqa: E731
+    assert verdict() == "reproduced"
+    assert verdict(MaxRL=order(8)) == "refuted"
+    assert verdict(MaxRL=order(6)) == "refuted"
+    assert verdict(**{"group std": (rate * (1 - rate)) ** -0.4}) == "refuted"
+    off = f_of_p_on_pool.Weights(law | {"focal": 1.06 * flat}, small, law)
+    assert decide(f_of_p_on_pool.parts(off, rate))[0] == "refuted"
+    blind = f_of_p_on_pool.Weights(law, {name: flat for name in names}, law)
+    assert decide(f_of_p_on_pool.parts(blind, rate))[0] == "undecided"
+    np.testing.assert_allclose(f_of_p_on_pool.flatness(rate, 3 * (rate * (1 - rate)) ** -0.5), 1, rtol=1e-9)
 
 
 def test_the_rule_of_the_noise_of_bnpo():
