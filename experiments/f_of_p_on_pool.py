@@ -162,7 +162,7 @@ def _figure(found: Weights, rate: np.ndarray):
     for axis, (name, curve) in zip(axes.ravel(), curves.items(), strict=True):
         if name in LIMITS:
             axis.plot(p, LIMITS[name](p), ":", color="#777777", linewidth=1, label="limit of large groups")
-            axis.legend(frameon=False, fontsize=8, loc="upper right")
+            axis.legend(frameon=False, fontsize=8, loc="lower left")
         axis.plot(p, curve, color=PALETTE[0], linewidth=1)
         ends = 1.96 * found.error[name]
         axis.errorbar(rate, found.measured[name], yerr=ends, fmt="o", color=PALETTE[1], markersize=2.5, elinewidth=0.8)
