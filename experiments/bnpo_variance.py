@@ -73,7 +73,8 @@ def parts(rows: list[dict]) -> list[Part]:
     for peer in list(METHODS)[1:]:
         pairs = [(table[step, "BNPO"], table[step, peer]) for step in steps]
         centre = np.mean([np.log(own["noise"] / other["noise"]) for own, other in pairs])
-        halves = [np.log(row["high"] / row["low"]) / 2 for pair in pairs for row in pair]
+        width = lambda row: np.log(row["high"] / row["low"]) / 2 if row["low"] > 0 else np.inf  # noqa: E731
+        halves = [width(row) for pair in pairs for row in pair]
         half = np.sqrt(np.sum(np.square(halves))) / len(pairs)
         interval = np.exp([centre, centre - half, centre + half])
         wanted.append(Part(f"noise of BNPO over that of {peer}", interval, "below", 1))

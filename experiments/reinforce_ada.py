@@ -86,7 +86,7 @@ EXPERIMENT = Experiment(
     base=dataclasses.replace(BASE, eval_every=20),
     arms={
         ADA: {"recipe": "reinforce_ada"},
-        GRPO: {"recipe": "grpo,kl_coefficient=0.0", "steps": 200},
+        GRPO: {"recipe": "grpo,kl_coefficient=0.0", "steps": 2 * BASE.steps},
         LARGE: {"recipe": "grpo,kl_coefficient=0.0", "answers_per_prompt": 16},
     },
     decide=decide,

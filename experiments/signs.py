@@ -13,11 +13,15 @@ import sys
 if __name__ == "__main__":
     sys.path[0] = str(pathlib.Path(__file__).parents[1])
 
+import numpy as np
+
+from experiments.answers import figure_of
 from experiments.decisions import decide as decided
 from experiments.experiment import Experiment, Verdict
 from experiments.intervals import paired_difference
-from experiments.present import Findings
+from experiments.present import MARKERS, Findings
 from experiments.standard import BASE, TUNED, gained, part
+from jaxrl_llm.report_plots import PALETTE
 
 WIDE = "eval/pass@16"
 
@@ -38,6 +42,27 @@ def decide(findings: Findings) -> Verdict:
     return Verdict(word, f"{reason} pass@16, interquartile mean: {shown}.")
 
 
+def draw(findings: Findings, path: pathlib.Path) -> None:
+    """pass@1 while training, and what the runs gained in pass@k, with 95% bootstrap intervals over the seeds."""
+    figure, (left, right) = figure_of(1, 2, (10, 4))
+    ks = np.array([1, 2, 4, 8, 16])
+    for number, arm in enumerate(findings.arms):
+        style = {"color": PALETTE[number], "marker": MARKERS[number], "markersize": 5, "linewidth": 1.5}
+        steps, values = findings.curve(arm, findings.score)
+        left.plot(steps, values.mean(axis=0), label=arm, **style)
+        gains = [gained(findings, arm, f"eval/pass@{k}") for k in ks]
+        ends = [[x.point - x.low for x in gains], [x.high - x.point for x in gains]]
+        at = ks * 2 ** (0.06 * (number - (len(findings.arms) - 1) / 2))
+        right.errorbar(at, [x.point for x in gains], yerr=ends, capsize=2, **style)
+    left.set(xlabel="policy-gradient step", ylabel="held-out pass@1, mean over seeds")
+    right.axhline(0, color="0.6", linewidth=0.8)
+    right.set(xlabel="k", ylabel="gain in held-out pass@k over the base policy", xscale="log")
+    right.set_xticks(ks, [str(k) for k in ks])
+    right.minorticks_off()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
 EXPERIMENT = Experiment(
     name="signs",
     question="Is it enough to learn from wrong answers alone, and what do right ones alone cost in variety?",
@@ -53,6 +78,7 @@ EXPERIMENT = Experiment(
     },
     decide=decide,
     score="eval/pass@1",
+    draw=draw,
     **TUNED,
 )
 

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import baseline_target, binary_sufficiency, bnpo_variance, noise_scale, self_inclusion
+from experiments import (
+    baseline_target,
+    binary_sufficiency,
+    bnpo_variance,
+    f_of_p_on_pool,
+    leave_one_out_on_pool,
+    noise_scale,
+    self_inclusion,
+)
 from experiments.answers import WORDS
 from experiments.decisions import Part, decide
 from experiments.pool_reports import geometric_mean, ratio_of_sums
@@ -34,8 +42,19 @@ def made_up():
     return Pool(step=np.zeros(P), reward=reward, length=length, token_energy=energy, scores=gram), scores
 
 
+EXPERIMENTS = [
+    baseline_target,
+    self_inclusion,
+    binary_sufficiency,
+    noise_scale,
+    bnpo_variance,
+    leave_one_out_on_pool,
+    f_of_p_on_pool,
+]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("module", [baseline_target, self_inclusion, binary_sufficiency, noise_scale, bnpo_variance])
+@pytest.mark.parametrize("module", EXPERIMENTS)
 def test_a_smoke_run_leaves_an_answer(laboratory, module, tmp_path):
     verdict = module.run(laboratory, "the command", tmp_path)
     assert verdict in WORDS
@@ -77,6 +96,37 @@ def test_four_numbers_of_a_pool_predict_its_groups(made_up):
     for name, x in seen.items():
         sure = x.error < 0.05
         assert np.all(np.abs(inside[name] / x.variance - 1)[sure] < 5 * x.error[sure]), name
+
+
+def test_the_law_of_a_pool_is_that_of_its_table_and_its_groups_obey_it(made_up):
+    pool, scores = made_up
+    groups = (2, 5)
+    with jax.enable_x64(True):
+        law = leave_one_out_on_pool.law_of(pool)
+        found = leave_one_out_on_pool.drawn(pool, groups, 60_000)
+        for p in range(P):
+            centred = jnp.asarray(scores[p] - scores[p].mean(axis=0))
+            table = OutcomeTable(probs=jnp.full(M, 1 / M), scores=centred, rewards=jnp.asarray(pool.reward[p]))
+            for field, value in vars(RlooMoments.of(table)).items():
+                np.testing.assert_allclose(getattr(law, field)[p], value, rtol=1e-9, err_msg=field)
+        # Twenty-four comparisons: 5 standard errors are left once in 10^5 runs.
+        for i, g in enumerate(groups):
+            rloo, none = (np.asarray(x) for x in (law.leave_one_out_variance(g), law.constant_variance(0.0, g)))
+            assert np.all(np.abs(found.variance[:, i] / rloo - 1) < 5 * found.error[:, i])
+            assert np.all(np.abs(found.gain[:, i] - (none - rloo)) < 5 * found.gain_error[:, i])
+            spread = np.sqrt(rloo * pool.signal / (60_000 // g))  # of <ĝ, g>, at most
+            assert np.all(np.abs(found.along[:, i] - (1 - 1 / g) * pool.signal) < 5 * spread)
+
+
+def test_groups_of_a_pool_push_with_the_weight_of_their_scheme(made_up):
+    pool, _ = made_up
+    with jax.enable_x64(True):
+        found = f_of_p_on_pool.weights(pool, 4000)
+    for name, law in found.law.items():
+        # Forty-eight comparisons: 5 standard errors are left once in 4 * 10^4 runs.
+        assert np.all(np.abs(found.measured[name] - law) < 5 * found.error[name]), name
+    # 1 - (1 - 1/G) of the group mean, of the same groups as leave-one-out.
+    np.testing.assert_allclose(found.measured["group mean"], 7 / 8 * found.measured["leave-one-out"], rtol=1e-9)
 
 
 def test_halves_share_no_answer(made_up):
@@ -149,6 +199,52 @@ def test_rules_refute_what_is_not_so():
     assert decide(noise_scale.parts(list(rows(1.0, 100.0))))[0] == "reproduced"
     assert decide(noise_scale.parts(list(rows(2.0, 100.0))))[0] == "refuted"
     assert decide(noise_scale.parts(list(rows(1.0, 20.0))))[0] == "refuted"
+
+
+def test_the_rule_of_leave_one_out_on_pools():
+    """Answers of one energy, pass rates around 1/4: leave-one-out wins from G = 5 or so."""
+    groups, value, signal = (2, 8, 32), np.linspace(0.2, 0.3, 8), np.full(8, 0.01)
+    spread = value * (1 - value)
+    with jax.enable_x64(True):
+        law = RlooMoments(
+            value=value,
+            reward_variance=spread,
+            fisher_trace=np.ones(8),
+            energy_covariance=np.zeros(8),
+            value_variance=spread - signal,
+            pair_variance=spread + signal,
+            gradient_norm2=signal,
+        )
+        each = lambda of: np.stack([np.asarray(of(g)) for g in groups], axis=1)  # noqa: E731
+        rloo, none = each(law.leave_one_out_variance), each(lambda g: law.constant_variance(0.0, g))
+        along, small = each(lambda g: (1 - 1 / g) * signal), np.full((8, 3), 1e-6)
+        good = leave_one_out_on_pool.Drawn(rloo, np.full((8, 3), 0.01), none - rloo, small, along)
+        verdict = lambda found: decide(leave_one_out_on_pool.parts(found, law, groups))[0]  # noqa: E731
+        assert verdict(good) == "reproduced"
+        assert verdict(good._replace(variance=1.2 * rloo)) == "refuted"
+        assert verdict(good._replace(along=0.8 * along)) == "refuted"
+        assert verdict(good._replace(gain=rloo - none)) == "refuted"
+        late = good.gain.copy()
+        late[:, 1] *= -1  # lost at 8, which the law does not allow
+        assert leave_one_out_on_pool.parts(good._replace(gain=late), law, groups)[-1].holds is False
+        assert verdict(good._replace(error=np.full((8, 3), 0.5))) == "undecided"
+
+
+def test_the_rule_of_f_of_p_on_pools():
+    rate, flat = np.linspace(0.08, 0.6, 12), np.ones(12)
+    names, order = f_of_p_on_pool.SCHEMES, lambda n: (1 - (1 - rate) ** n) / rate
+    law = dict.fromkeys(names, flat) | {"MaxRL": order(7), "group std": 2 * (rate * (1 - rate)) ** -0.2}
+    small = {name: 1e-4 * law[name] for name in names}
+    verdict = lambda **x: decide(f_of_p_on_pool.parts(f_of_p_on_pool.Weights(law | x, small, law | x), rate))[0]  # noqa: E731
+    assert verdict() == "reproduced"
+    assert verdict(MaxRL=order(8)) == "refuted"
+    assert verdict(MaxRL=order(6)) == "refuted"
+    assert verdict(**{"group std": (rate * (1 - rate)) ** -0.4}) == "refuted"
+    off = f_of_p_on_pool.Weights(law | {"focal": 1.06 * flat}, small, law)
+    assert decide(f_of_p_on_pool.parts(off, rate))[0] == "refuted"
+    blind = f_of_p_on_pool.Weights(law, {name: flat for name in names}, law)
+    assert decide(f_of_p_on_pool.parts(blind, rate))[0] == "undecided"
+    np.testing.assert_allclose(f_of_p_on_pool.flatness(rate, 3 * (rate * (1 - rate)) ** -0.5), 1, rtol=1e-9)
 
 
 def test_the_rule_of_the_noise_of_bnpo():

@@ -7,7 +7,7 @@ import pytest
 import small
 from rich.console import Console
 
-from experiments import bnpo, reinforce_ada, signs, stale_answers
+from experiments import bnpo, reinforce_ada, rloo_or_mean, signs, stale_answers
 from experiments.experiment import Experiment, Verdict
 from experiments.present import Findings
 from experiments.standard import SEEDS, TUNING
@@ -16,6 +16,7 @@ from jaxrl_llm.config import ConfigError
 
 SILENT = Console(quiet=True)
 EXPERIMENTS = [module.EXPERIMENT for module in (bnpo, signs, reinforce_ada, stale_answers)]
+SMOKE = [*EXPERIMENTS, rloo_or_mean.EXPERIMENT]
 STEPS = [0, 50, 100]
 
 
@@ -100,7 +101,7 @@ def test_plots_are_drawn(experiment, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+@pytest.mark.parametrize("experiment", SMOKE, ids=lambda experiment: experiment.name)
 def test_a_smoke_run_leaves_an_answer(experiment, tmp_path):
     assert experiment.run(tmp_path, smoke=True, console=SILENT).word == "undecided"
     assert "**Verdict: undecided**" in (tmp_path / "answer.md").read_text(encoding="utf-8")

@@ -2,11 +2,15 @@
 
 import functools
 import json
+import math
 import pathlib
 import types
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_llm.losses.ratios import answer_log_ratio
+from jaxrl_llm.losses.surrogates import tapered
 from jaxrl_llm.variance.tables import OutcomeTable, answers, last_token, softmax_bandit, tabular_policy
 
 VECTORS = json.loads((pathlib.Path(__file__).parent / "variance_vectors.json").read_text(encoding="utf-8"))
@@ -16,11 +20,11 @@ EOS, LENGTH = B["eos"], B["max_len"]
 PATHS = answers(B["vocab"], EOS, LENGTH)
 
 
-def close(value, expected):
+def assert_close(value, expected):
     np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=RTOL, atol=ATOL)
 
 
-def check_moments(moments, expected):
+def assert_moments(moments, expected):
     """All fields of a case."""
     for name in ("trace_var", "bias_norm", "mse", "cos", "scale", "snr", "mse_rescaled", "mean_grad"):
         np.testing.assert_allclose(getattr(moments, name), expected[name], rtol=RTOL, atol=ATOL, err_msg=name)
@@ -32,6 +36,16 @@ def random_table(seed, *, binary=False, outcomes=4, dim=3):
     features, probs = rng.normal(size=(outcomes, dim)), rng.dirichlet(np.full(outcomes, 2.0))
     rewards = rng.permutation([1.0, 0.0, *rng.integers(0, 2, outcomes - 2)]) if binary else rng.normal(size=outcomes)
     return OutcomeTable(probs, features - probs @ features, rewards)
+
+
+def least_hits(repetitions, rate, chance):
+    """The largest number that a binomial variable stays below with at most that probability."""
+    below = 0.0
+    for k in range(repetitions + 1):
+        below += math.comb(repetitions, k) * rate**k * (1 - rate) ** (repetitions - k)
+        if below > chance:
+            return k
+    return repetitions
 
 
 @functools.cache
@@ -131,3 +145,9 @@ def baseline(f, kind):
     weight = np.cumsum(f.energy, axis=1) if kind == "otb" else f.energy
     b = by_position(f, f.cross if kind == "pos_exact" else f.to_go * weight, weight)
     return everywhere(b), b
+
+
+def truncated(maximum):
+    """min(w, maximum) of the whole answer, for either sign of the credit."""
+    taper = lambda x: jnp.minimum(jnp.exp(x), maximum)  # noqa: E731
+    return tapered(positive=taper, negative=taper, ratio=answer_log_ratio)

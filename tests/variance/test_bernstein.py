@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import bandit, close, random_table
+from problems import assert_close, bandit, random_table
 
 from jaxrl_llm.advantages import Traits, chain, group_mean, group_std, leave_one_out, no_baseline, stateless
 from jaxrl_llm.advantages.baselines.greedy import greedy
@@ -33,11 +33,7 @@ from jaxrl_llm.variance.tables import bernoulli
 SEEDS = [0, 1, 2]
 RATES = np.linspace(0, 1, 13)
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 GRPO = chain(group_mean(), group_std(ddof=0, eps=0.0))
@@ -61,26 +57,26 @@ def test_what_schemes_maximise():
     p, group = jnp.asarray(RATES), 5
     of = lambda transform: objective(scheme_of(transform, group).coefficients, p)  # noqa: E731
     failing = lambda k: 1 - (1 - RATES) ** k  # noqa: E731
-    close(of(leave_one_out()), RATES)
-    close(of(group_mean()), 0.8 * RATES)
-    close(of(pass_at_k(k=3)), failing(3))
-    close(of(maxrl_raw()), sum(failing(k) / k for k in range(1, 6)))
-    close(of(maxrl_centred(eps=0.0)), sum(failing(k) / k for k in range(1, 5)))
+    assert_close(of(leave_one_out()), RATES)
+    assert_close(of(group_mean()), 0.8 * RATES)
+    assert_close(of(pass_at_k(k=3)), failing(3))
+    assert_close(of(maxrl_raw()), sum(failing(k) / k for k in range(1, 6)))
+    assert_close(of(maxrl_centred(eps=0.0)), sum(failing(k) / k for k in range(1, 5)))
 
 
 def test_the_objective_is_the_integral_of_its_slope():
     d = jnp.asarray(np.random.default_rng(0).normal(size=6))
-    close(jax.vmap(jax.grad(lambda p: objective(d, p)))(jnp.asarray(RATES)), slope(d, jnp.asarray(RATES)))
+    assert_close(jax.vmap(jax.grad(lambda p: objective(d, p)))(jnp.asarray(RATES)), slope(d, jnp.asarray(RATES)))
     assert objective(d, 0.0) == 0
-    close(objective(d, 1.0), np.mean(d))
+    assert_close(objective(d, 1.0), np.mean(d))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.6])
 def test_the_slope_is_what_enumeration_finds(p):
     d = jnp.asarray(np.random.default_rng(1).normal(size=4))
     scheme = split_by_constant(d, 0.3)
-    close(scheme.coefficients, d)
-    close(moments(transform_of(scheme), bernoulli(p), 4).scale, slope(d, p))
+    assert_close(scheme.coefficients, d)
+    assert_close(moments(transform_of(scheme), bernoulli(p), 4).scale, slope(d, p))
 
 
 # Targets
@@ -89,11 +85,11 @@ def test_the_slope_is_what_enumeration_finds(p):
 def test_coefficients_of_a_polynomial():
     powers = jnp.asarray([0.5, -2.0, 3.0])
     d = from_powers(powers, 6)
-    close(slope(d, jnp.asarray(RATES)), 0.5 - 2 * RATES + 3 * RATES**2)
-    close(from_powers(jnp.asarray([2.0]), 3), [2, 2, 2])
+    assert_close(slope(d, jnp.asarray(RATES)), 0.5 - 2 * RATES + 3 * RATES**2)
+    assert_close(from_powers(jnp.asarray([2.0]), 3), [2, 2, 2])
     for how in ("interpolate", "least squares"):
         found = fitted(lambda p: 0.5 - 2 * p + 3 * p**2, 6, how=how)
-        close(found, d)
+        assert_close(found, d)
     with pytest.raises(ValueError, match="group_size must be at least 3"):
         from_powers(powers, 2)
 
@@ -112,8 +108,8 @@ def test_fits_of_a_function_that_is_no_polynomial():
     residual = np.asarray(slope(d["least squares"], jnp.asarray(p)) - target(p))
     for k in range(5):  # orthogonal to every polynomial of its degree
         assert abs(residual @ p**k) < 1e-9
-    close(d["Bernstein"], target(np.arange(5) / 4))
-    close(fitted(lambda p: 3 * p, 1, how="Bernstein"), [1.5])
+    assert_close(d["Bernstein"], target(np.arange(5) / 4))
+    assert_close(fitted(lambda p: 3 * p, 1, how="Bernstein"), [1.5])
 
 
 def test_one_over_p_has_no_scheme():
@@ -153,14 +149,14 @@ def test_t10_no_split_of_the_same_coefficients_varies_less(name, group):
         table = random_table(seed, binary=True)
         m, given = BinaryMoments.of(table), scheme_of(TARGETS[name], group)
         best = least_variance_split(given.coefficients, m)
-        close(best.coefficients, given.coefficients)
+        assert_close(best.coefficients, given.coefficients)
         found = moments(transform_of(best), table, group)
-        close(found.trace_var, m.variance(best))
-        close(found.mean_grad, moments(TARGETS[name], table, group).mean_grad)
+        assert_close(found.trace_var, m.variance(best))
+        assert_close(found.mean_grad, moments(TARGETS[name], table, group).mean_grad)
         assert m.variance(best) < m.variance(given)
         for j in range(group):
             to = [Scheme(best.right.at[j + 1].add(h), best.wrong.at[j].add(h)) for h in (0.1, -0.1)]
-            close(m.variance(to[0]), m.variance(to[1]))
+            assert_close(m.variance(to[0]), m.variance(to[1]))
             assert m.variance(to[0]) > m.variance(best) + 1e-6
 
 
@@ -168,15 +164,15 @@ def test_a_single_answer_has_the_constant_of_the_energies():
     for seed in SEEDS:
         table = random_table(seed, binary=True)
         best = least_variance_split(jnp.ones(1), BinaryMoments.of(table))
-        close(-best.wrong[0], RlooMoments.of(table).best_constant)
+        assert_close(-best.wrong[0], RlooMoments.of(table).best_constant)
 
 
 def test_a_logit_is_estimated_without_variance():
     """One score for each kind: the best constant is 1 - p, and with it the estimate is exact."""
     m = BinaryMoments.of(bernoulli(0.3))
-    close(m.variance(least_variance_split(jnp.ones(4), m)), 0)
-    close(m.variance(least_variance_split(scheme_of(GRPO, 4).coefficients, m)), 0)
-    close(m.variance(split_by_constant(jnp.ones(4), 0.7)), 0)
+    assert_close(m.variance(least_variance_split(jnp.ones(4), m)), 0)
+    assert_close(m.variance(least_variance_split(scheme_of(GRPO, 4).coefficients, m)), 0)
+    assert_close(m.variance(split_by_constant(jnp.ones(4), 0.7)), 0)
     assert m.variance(scheme_of(leave_one_out(), 4)) > 0.01
 
 
@@ -197,7 +193,7 @@ def test_t10_in_large_groups_a_constant_is_as_good_as_the_best_split(seed):
     m = BinaryMoments.of(random_table(seed, binary=True))
     q, flat, steep = 1 - m.p, jnp.ones, lambda g: from_powers(jnp.asarray([0.5, 1.0]), g)
     plain = lambda d, m: m.best_constant  # noqa: E731
-    close(best_constant(flat(64), m), m.best_constant)
+    assert_close(best_constant(flat(64), m), m.best_constant)
     for coefficients, baseline in ((flat, plain), (steep, best_constant)):
         first, second = gaps(coefficients, m, baseline)
         assert -1e-12 < second < 0.55 * first + 1e-12
@@ -248,7 +244,7 @@ def test_t11_weight_of_centred_schemes(group):
         (maxrl_centred(eps=0.0), lambda m: 1 / m if m else 0),
         (log_odds(), lambda m: 1 / (m * (1 - m)) if 0 < m < 1 else 0),
     ):
-        close(slope(scheme_of(transform, group).coefficients, p), weight_of_centred(u, group))
+        assert_close(slope(scheme_of(transform, group).coefficients, p), weight_of_centred(u, group))
 
 
 def test_t11_in_two_and_three_answers():
@@ -256,17 +252,17 @@ def test_t11_in_two_and_three_answers():
     of = lambda transform, group: jnp.stack(scheme_of(transform, group))  # noqa: E731
     for transform in (GRPO, focal(gamma=2.0), maxrl_centred(eps=0.0), log_odds()):
         pair = of(transform, 2)
-        close(pair, pair[0, 1] * of(leave_one_out(), 2))
-    close(of(GRPO, 3), math.sqrt(2) * of(leave_one_out(), 3))
-    close(of(GRPO, 3), 3 / math.sqrt(2) * of(group_mean(), 3))
+        assert_close(pair, pair[0, 1] * of(leave_one_out(), 2))
+    assert_close(of(GRPO, 3), math.sqrt(2) * of(leave_one_out(), 3))
+    assert_close(of(GRPO, 3), 3 / math.sqrt(2) * of(group_mean(), 3))
     ratio = of(GRPO, 4)[0, 1:4] / of(leave_one_out(), 4)[0, 1:4]
     assert float(jnp.max(ratio) - jnp.min(ratio)) > 0.1
 
 
 def test_curves_of_several_schemes():
     found = curves({"rloo": leave_one_out(), "GRPO": GRPO}, 8, jnp.asarray([0.05, 0.25, 0.5, 0.9]))
-    close(found.slope["rloo"], np.ones(4))
-    close(found.objective["rloo"], [0.05, 0.25, 0.5, 0.9])
+    assert_close(found.slope["rloo"], np.ones(4))
+    assert_close(found.objective["rloo"], [0.05, 0.25, 0.5, 0.9])
     expected = [2.4730626362, 2.0261155898, 1.8556559496, 2.3276890521]
     assert np.max(np.abs(found.slope["GRPO"] - np.array(expected))) <= 0.5e-10
     assert found.group_size == 8
@@ -279,5 +275,5 @@ def test_moments_of_the_bandit_predict_the_best_split():
     m = BinaryMoments.of(bandit("A2"))
     best = least_variance_split(jnp.ones(4), m)
     found = moments(transform_of(best), bandit("A2"), 4)
-    close([found.trace_var, found.bias_norm], [m.variance(best), 0])
+    assert_close([found.trace_var, found.bias_norm], [m.variance(best), 0])
     assert found.trace_var < moments(leave_one_out(), bandit("A2"), 4).trace_var

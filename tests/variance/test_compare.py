@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rich.console
 import tiny
+from problems import least_hits
 
 from jaxrl_llm.advantages import (
     AdvantageTransform,
@@ -30,6 +31,7 @@ from jaxrl_llm.losses.objective import Objective
 from jaxrl_llm.losses.penalties import Penalty, k1
 from jaxrl_llm.losses.surrogates import reinforce
 from jaxrl_llm.losses.tokens import bare_tokens
+from jaxrl_llm.sharding import MeshShape, by_prompt, make_mesh, place, replicated
 from jaxrl_llm.variance import empirical_backends, empirical_compare
 from jaxrl_llm.variance.credit import Estimator, picked
 from jaxrl_llm.variance.empirical import score_gram, tokens_at
@@ -100,16 +102,6 @@ def covered(tables, repetitions, fields=FIELDS, ratios=("trace_var", "mse_rescal
                 slack = 1e-5 * abs(truth) + 1e-6  # float32: figures that are equal by construction
                 hits[name, f] = hits.get((name, f), 0) + bool(low - slack <= truth <= high + slack)
     return hits
-
-
-def least_hits(repetitions, rate, chance):
-    """The largest number that a binomial variable stays below with at most that probability."""
-    below = 0.0
-    for k in range(repetitions + 1):
-        below += math.comb(repetitions, k) * rate**k * (1 - rate) ** (repetitions - k)
-        if below > chance:
-            return k
-    return repetitions
 
 
 def test_intervals_hold_the_exact_values_at_their_rate(pool):
@@ -321,16 +313,19 @@ def test_coupled_answers_are_measured_against_the_plain_reward(pool):
     assert apart.parts["none"]["bias_square"] != (0, 0, 0)
 
 
-def graded(policy, params, prompts=24, answers=4):
+def graded(policy, params, prompts=24, answers=4, lost=((2, 1),)):
     """A rollout whose answers a bigram policy could have drawn, as far as log-probabilities tell."""
     rollout = tiny.ragged(policy, params, prompts_of=prompts, answers=answers, length=4)
-    keep = jnp.ones(rollout.valid.shape, bool).at[2, 1].set(False)
+    keep = jnp.ones(rollout.valid.shape, bool)
+    for at in lost:
+        keep = keep.at[at].set(False)
     reward = jnp.asarray(np.random.default_rng(0).normal(size=keep.shape), jnp.float32)
     return dataclasses.replace(rollout, valid=keep, reward=reward)
 
 
 def test_a_policy_is_compared_on_a_batch():
-    """Scores, tokens and floor of a policy: exact scores give what `compare_scores` gives; a sketch comes near."""
+    """Scores, tokens and floor of a policy: exact scores give what `compare_scores` gives; a sketch comes near, within
+    five of the deviations sqrt(2/16384) that a square of it has."""
     policy, params = tiny.bigram()
     rollout = graded(policy, params)
     objective = Objective(surrogate=reinforce(), aggregate=answer_mean())
@@ -348,4 +343,22 @@ def test_a_policy_is_compared_on_a_batch():
     rough = compare(estimators, policy, params, rollout, **settings)
     assert rough.backend == "count sketch 16384"
     for name in estimators:
-        np.testing.assert_allclose(rough.moments[name].trace_var, got.moments[name].trace_var, rtol=0.1)
+        np.testing.assert_allclose(
+            rough.moments[name].trace_var, got.moments[name].trace_var, rtol=5 * (2 / 16384) ** 0.5
+        )
+
+
+def test_a_batch_that_is_cut_over_devices_has_the_same_figures():
+    """Two prompts on each of eight devices, sketched there; units of two prompts are drawn across them. float32."""
+    policy, params = tiny.bigram()
+    rollout = graded(policy, params, prompts=16, lost=())
+    estimators = {"others": Estimator(other_prompts_mean())}
+    settings = {"backend": empirical_backends.count_sketch(size=64), "group_size": 2, "prompts": 2, "floor": False}
+    alone = compare(estimators, policy, params, rollout, **settings)
+    mesh = make_mesh(MeshShape(data=8))
+    there = place(rollout, by_prompt(mesh))
+    assert len(there.reward.sharding.device_set) == 8
+    spread = compare(estimators, policy, place(params, replicated(mesh)), there, **settings)
+    size = alone.moments["others"].trace_var
+    for part, expected in alone.parts["others"].items():
+        np.testing.assert_allclose(spread.parts["others"][part], expected, rtol=0, atol=1e-5 * size, err_msg=part)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import bandit, bigram, close
+from problems import assert_close, bandit, bigram, random_table
 
 from jaxrl_llm.advantages import (
     AdvantageTransform,
@@ -36,20 +36,12 @@ from jaxrl_llm.variance.tables import OutcomeTable, bernoulli, softmax_bandit
 
 GRPO = chain(group_mean(), group_std(ddof=1, eps=1e-4))
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
-def random_tables(count, outcomes=3, dim=4, seed=0):
-    """Policies of several prompts over the same parameters: scores are features less their mean."""
-    rng = np.random.default_rng(seed)
-    for _ in range(count):
-        features = rng.normal(size=(outcomes, dim))
-        probs = rng.dirichlet(np.ones(outcomes))
-        yield OutcomeTable(probs, features - probs @ features, rng.normal(size=outcomes))
+def random_tables(count, seed=0):
+    """Policies of several prompts over the same parameters."""
+    return [random_table(seed + i, outcomes=3, dim=4) for i in range(count)]
 
 
 def by_hand(transform, tables, group, drawn):
@@ -77,22 +69,22 @@ def test_one_prompt_is_enumerated(transform, group):
     (table,) = random_tables(1)
     mass, mean, trace = by_hand(transform, [table], group, 0)
     found = moments(transform, table, group)
-    close(mass, 1)
-    close(found.mean_grad, mean)
-    close(found.trace_var, trace)
+    assert_close(mass, 1)
+    assert_close(found.mean_grad, mean)
+    assert_close(found.trace_var, trace)
 
 
 @pytest.mark.parametrize(("prompts", "group"), [(2, 2), (3, 1), (None, 2)])
 @pytest.mark.parametrize("transform", [batch_leave_one_out(), other_prompts_mean()], ids=["batch", "others"])
 def test_several_prompts_are_drawn_or_stand_once(transform, prompts, group):
-    pool = list(random_tables(2, seed=3))
+    pool = random_tables(2, seed=3)
     mass, mean, trace = by_hand(transform, pool, group, prompts or 0)
     found = moments(transform, pool, group, prompts=prompts)
-    close(mass, 1)
-    close(found.mean_grad, mean)
-    close(found.trace_var, trace)
-    close(mean, np.mean([np.asarray(t.gradient) for t in pool], axis=0))
-    close(found.bias_norm, 0)
+    assert_close(mass, 1)
+    assert_close(found.mean_grad, mean)
+    assert_close(found.trace_var, trace)
+    assert_close(mean, np.mean([np.asarray(t.gradient) for t in pool], axis=0))
+    assert_close(found.bias_norm, 0)
 
 
 def test_every_field_follows_from_the_mean_and_the_spread():
@@ -102,14 +94,14 @@ def test_every_field_follows_from_the_mean_and_the_spread():
     mean = probs @ estimates
     trace = probs @ np.sum((estimates - mean) ** 2, axis=1)
     scale = mean @ g / (g @ g)
-    close(found.mean_grad, mean)
-    close(found.trace_var, trace)
-    close(found.bias_norm, np.linalg.norm(mean - g))
-    close(found.mse, probs @ np.sum((estimates - g) ** 2, axis=1))
-    close(found.cos, mean @ g / np.linalg.norm(mean) / np.linalg.norm(g))
-    close(found.scale, scale)
-    close(found.snr, mean @ mean / trace)
-    close(found.mse_rescaled, probs @ np.sum((estimates / scale - g) ** 2, axis=1))
+    assert_close(found.mean_grad, mean)
+    assert_close(found.trace_var, trace)
+    assert_close(found.bias_norm, np.linalg.norm(mean - g))
+    assert_close(found.mse, probs @ np.sum((estimates - g) ** 2, axis=1))
+    assert_close(found.cos, mean @ g / np.linalg.norm(mean) / np.linalg.norm(g))
+    assert_close(found.scale, scale)
+    assert_close(found.snr, mean @ mean / trace)
+    assert_close(found.mse_rescaled, probs @ np.sum((estimates / scale - g) ** 2, axis=1))
 
 
 def test_a_policy_without_a_choice():
@@ -124,10 +116,10 @@ def test_the_size_of_a_chunk_changes_nothing(monkeypatch):
     whole = moments(GRPO, table, 3)
     monkeypatch.setattr(exact, "CELLS", 150)  # 2 batches at a time of 64, and 3 answers of 5 tokens and 4 parameters
     parts = moments(GRPO, table, 3)
-    close(parts.trace_var, whole.trace_var)
-    close(parts.mean_grad, whole.mean_grad)
+    assert_close(parts.trace_var, whole.trace_var)
+    assert_close(parts.mean_grad, whole.mean_grad)
     monkeypatch.setattr(exact, "CELLS", 7 * 60)  # the last chunk is not full
-    close(moments(GRPO, table, 3).trace_var, whole.trace_var)
+    assert_close(moments(GRPO, table, 3).trace_var, whole.trace_var)
 
 
 def test_an_outcome_that_is_never_drawn_changes_nothing():
@@ -135,36 +127,36 @@ def test_an_outcome_that_is_never_drawn_changes_nothing():
     s = np.vstack([np.asarray(table.scores), [9.0, 9.0, 9.0, 9.0]])
     longer = OutcomeTable([*table.probs, 0.0], s, [*table.rewards, 7.0], [*table.lengths, 4])
     one, other = moments(GRPO, table, 3), moments(GRPO, longer, 3)
-    close(one.trace_var, other.trace_var)
-    close(one.mean_grad, other.mean_grad)
+    assert_close(one.trace_var, other.trace_var)
+    assert_close(one.mean_grad, other.mean_grad)
 
 
 def test_credit_of_tokens_weighs_the_scores_of_tokens():
     """The same credit at every token is the credit of the answer; at the first token alone it is not."""
     table = bigram("dense")
     whole, tokens = moments(leave_one_out(), table, 2), moments(per_token(leave_one_out()), table, 2)
-    close(tokens.trace_var, whole.trace_var)
+    assert_close(tokens.trace_var, whole.trace_var)
     first = stateless(
         lambda a, rollout: jnp.where(jnp.arange(3) == 0, jnp.broadcast_to(a[..., None], rollout.acted.shape), 0),
         Traits(unbiased="no"),
     )
     estimates = np.asarray(table.rewards)[:, None] * np.asarray(table.token_scores)[:, 0]
-    close(moments(first, table, 1).mean_grad, np.asarray(table.probs) @ estimates)
+    assert_close(moments(first, table, 1).mean_grad, np.asarray(table.probs) @ estimates)
 
 
 def test_an_objective_without_ratios_is_the_plain_estimate():
     objective = Objective(surrogate=reinforce(), aggregate=answer_sum())
     for group in (1, 2):
         plain, found = (moments(no_baseline(), bigram(), group, objective=o) for o in (None, objective))
-        close(found.trace_var, plain.trace_var)
-        close(found.mean_grad, plain.mean_grad)
+        assert_close(found.trace_var, plain.trace_var)
+        assert_close(found.mean_grad, plain.mean_grad)
 
 
 def test_the_state_is_that_before_the_batch():
     transform, table = moving_average(), bandit("A2")
     _, state = transform.update(table.rewards[None], transform.init(), bare_rollout(table.rewards[None]))
     fresh, later = moments(transform, table, 2), moments(transform, table, 2, state=state)
-    close(fresh.trace_var, moments(no_baseline(), table, 2).trace_var)
+    assert_close(fresh.trace_var, moments(no_baseline(), table, 2).trace_var)
     assert later.trace_var < fresh.trace_var
     assert later.bias_norm < 1e-9
 
@@ -189,34 +181,34 @@ def test_a_transform_is_traced_once_for_all_tables_of_a_shape():
 def test_each_answer_of_a_coupled_group_follows_the_policy(design):
     table = bandit("A")
     groups = design(table, 2)
-    close(jnp.sum(groups.probs), 1)
+    assert_close(jnp.sum(groups.probs), 1)
     found = [jnp.sum(jnp.where(groups.outcomes == y, groups.probs[:, None], 0)) / 2 for y in range(4)]
-    close(found, table.probs)
+    assert_close(found, table.probs)
 
 
 def test_answers_without_replacement():
     """p(S) sums to 1; the whole table is the exact gradient; one answer is a plain draw."""
     table = bandit("A")
     for size in (1, 2, 3, 4):
-        close(jnp.sum(without_replacement(table, size).probs), 1)
+        assert_close(jnp.sum(without_replacement(table, size).probs), 1)
     whole, one = (moments(no_baseline(), table, size, design=without_replacement) for size in (4, 1))
-    close([whole.bias_norm, whole.trace_var], [0, 0])
-    close(one.trace_var, moments(no_baseline(), table, 1).trace_var)
+    assert_close([whole.bias_norm, whole.trace_var], [0, 0])
+    assert_close(one.trace_var, moments(no_baseline(), table, 1).trace_var)
 
 
 def test_the_weights_of_a_design_reach_the_credit_of_tokens():
     whole, tokens = (
         moments(t, bigram(), 2, design=without_replacement) for t in (no_baseline(), per_token(no_baseline()))
     )
-    close(tokens.trace_var, whole.trace_var)
-    close(tokens.bias_norm, 0)
+    assert_close(tokens.trace_var, whole.trace_var)
+    assert_close(tokens.bias_norm, 0)
 
 
 def test_designs_of_several_prompts():
     """Two prompts with groups of their own: variances of independent halves add up."""
-    pool = list(random_tables(2))
+    pool = random_tables(2)
     each = [moments(no_baseline(), t, 2, design=systematic).trace_var for t in pool]
-    close(moments(no_baseline(), pool, 2, prompts=None, design=systematic).trace_var, sum(each) / 4)
+    assert_close(moments(no_baseline(), pool, 2, prompts=None, design=systematic).trace_var, sum(each) / 4)
 
 
 # Refusals.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import VECTORS, B, bandit, bigram, close, random_table
+from problems import VECTORS, B, assert_close, bandit, bigram, random_table
 
 from jaxrl_llm.advantages import at_end, chain, group_mean, group_std, leave_one_out, no_baseline, per_token
 from jaxrl_llm.advantages.baselines.batch_mean import batch_mean
@@ -24,11 +24,7 @@ from jaxrl_llm.variance.tables import OutcomeTable, bernoulli
 
 SEEDS = [0, 1, 2]
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("name", ["A", "A2", "binary", "dense"])
@@ -48,7 +44,7 @@ def test_facts_of_the_problems(name):
         "var1_bstar": m.constant_variance(m.best_constant, 1),
     }
     for fact, value in found.items():
-        close(value, facts[fact])
+        assert_close(value, facts[fact])
 
 
 def test_the_break_even_group_of_problem_b():
@@ -57,19 +53,19 @@ def test_the_break_even_group_of_problem_b():
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_break_even_group_lies_where_the_curves_cross(seed):
+def test_t6_the_break_even_group_lies_where_the_curves_cross(seed):
     table = random_table(seed, binary=True)
     m = RlooMoments.of(table)
     at = m.break_even_group_size
     assert at > 1
     if jnp.isfinite(at):
-        close(m.value_variance / at + m.pair_variance / (at * (at - 1)), m.constant_variance(0.0, at))
+        assert_close(m.value_variance / at + m.pair_variance / (at * (at - 1)), m.constant_variance(0.0, at))
     for group in (2, 3, 4):
         wins = moments(leave_one_out(), table, group).trace_var < moments(no_baseline(), table, group).trace_var
         assert wins == bool(group > at)
 
 
-def test_wrong_answers_with_most_of_the_energy_leave_no_break_even_group():
+def test_t6_wrong_answers_with_most_of_the_energy_leave_no_break_even_group():
     """Half of the answers right and nearly without score: 0 is then a better constant than V at any G."""
     table = OutcomeTable([0.25] * 4, [[0.1, 0.0], [-0.1, 0.0], [0.0, 2.0], [0.0, -2.0]], [1.0, 1.0, 0.0, 0.0])
     m = RlooMoments.of(table)
@@ -79,14 +75,14 @@ def test_wrong_answers_with_most_of_the_energy_leave_no_break_even_group():
         assert moments(no_baseline(), table, group).trace_var < moments(leave_one_out(), table, group).trace_var
 
 
-def test_a_small_error_of_the_baseline_is_not_the_aim():
-    """T4: of two baselines that do not vary, b* is further from V and has the smaller variance."""
+def test_t4_a_small_error_of_the_baseline_is_not_the_aim():
+    """Of two baselines that do not vary, b* is further from V and has the smaller variance."""
     m = RlooMoments.of(bandit("A"))
     off = m.best_constant - m.value
     assert abs(off) > 0.1
     exact = m.independent_variance(mse=0.0, bias=0.0, group_size=4)
     assert m.independent_variance(mse=off**2, bias=off, group_size=4) < exact
-    close(exact, moments(constant(value=float(m.value)), bandit("A"), 4).trace_var)
+    assert_close(exact, moments(constant(value=float(m.value)), bandit("A"), 4).trace_var)
 
 
 def test_a_policy_without_a_choice_has_plain_values():
@@ -115,8 +111,8 @@ def test_every_field_from_a_pool_is_unbiased(seed, size):
         np.testing.assert_allclose(
             mass @ getattr(found, field.name), getattr(exact, field.name), rtol=1e-9, atol=1e-11, err_msg=field.name
         )
-    close(mass @ found.leave_one_out_variance(5), exact.leave_one_out_variance(5))
-    close(mass @ found.group_mean_variance(5), exact.group_mean_variance(5))
+    assert_close(mass @ found.leave_one_out_variance(5), exact.leave_one_out_variance(5))
+    assert_close(mass @ found.group_mean_variance(5), exact.group_mean_variance(5))
     product = found.reward_variance * found.fisher_trace  # the plug-in of v F is not unbiased
     assert abs(mass @ product - exact.reward_variance * exact.fisher_trace) > 1e-3
 
@@ -128,7 +124,7 @@ def test_the_baseline_in_the_squared_gradient_moves_no_mean_and_takes_variance_a
     plain = (jnp.einsum("ki,kj,kij->k", rewards, rewards, grams) - jnp.einsum("ki,kii->k", rewards**2, grams)) / 12
     found = jax.vmap(gradient_norm2)(rewards, grams)
     g2 = table.gradient @ table.gradient
-    close([mass @ plain, mass @ found], [g2, g2])
+    assert_close([mass @ plain, mass @ found], [g2, g2])
     assert mass @ (found - g2) ** 2 < 0.1 * (mass @ (plain - g2) ** 2)
 
 
@@ -138,44 +134,44 @@ def test_binary_moments_from_a_pool_are_unbiased():
     exact = BinaryMoments.of(table)
     mass, rewards, grams = pools(table, 4)
     found = jax.vmap(BinaryMoments.from_gram)(rewards, grams)
-    close(mass @ found.p, exact.p)
-    close(mass @ found.grad_p_norm2, exact.grad_p_norm2)
+    assert_close(mass @ found.p, exact.p)
+    assert_close(mass @ found.grad_p_norm2, exact.grad_p_norm2)
     for kind, tau, expected in ((1, found.tau_plus, exact.tau_plus), (0, found.tau_minus, exact.tau_minus)):
         enough = jnp.sum(rewards == kind, axis=1) >= 2
-        close(jnp.sum(jnp.where(enough, mass * tau, 0)) / jnp.sum(jnp.where(enough, mass, 0)), expected)
+        assert_close(jnp.sum(jnp.where(enough, mass * tau, 0)) / jnp.sum(jnp.where(enough, mass, 0)), expected)
         assert not jnp.any(jnp.where(enough, 0, tau))
 
 
 def test_moments_of_several_prompts_share_a_leading_axis():
     each = [RlooMoments.of(random_table(seed)) for seed in SEEDS]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
-    close(stacked.leave_one_out_variance(4), [m.leave_one_out_variance(4) for m in each])
-    close(stacked.break_even_group_size, [m.break_even_group_size for m in each])
+    assert_close(stacked.leave_one_out_variance(4), [m.leave_one_out_variance(4) for m in each])
+    assert_close(stacked.break_even_group_size, [m.break_even_group_size for m in each])
     sizes = jnp.arange(2, 6)
-    close(each[0].best_shrinkage(sizes), [each[0].best_shrinkage(int(g)) for g in sizes])
+    assert_close(each[0].best_shrinkage(sizes), [each[0].best_shrinkage(int(g)) for g in sizes])
 
 
 # T8
 
 
-def test_prompts_without_replacement():
+def test_t8_prompts_without_replacement():
     """Two of three prompts: the mean and spread over the three pairs, each pair by enumeration of its answers."""
     tables = [random_table(seed, outcomes=3) for seed in SEEDS]
     found = [moments(leave_one_out(), list(p), 2, prompts=None) for p in itertools.combinations(tables, 2)]
     means = jnp.stack([f.mean_grad for f in found])
     across = jnp.mean(jnp.sum((means - jnp.mean(means, axis=0, keepdims=True)) ** 2, axis=1))
     expected = np.mean([f.trace_var for f in found]) + across
-    close(VarianceSplit.of(tables).variance(2, 2, pool=3), expected)
-    close(VarianceSplit.of(tables[:1]).variance(1, 2, pool=1), moments(leave_one_out(), tables[0], 2).trace_var)
+    assert_close(VarianceSplit.of(tables).variance(2, 2, pool=3), expected)
+    assert_close(VarianceSplit.of(tables[:1]).variance(1, 2, pool=1), moments(leave_one_out(), tables[0], 2).trace_var)
 
 
-def test_the_best_group_size_with_costs():
+def test_t8_the_best_group_size_with_costs():
     """The formula is flat at the ideal size; dear prompts make groups larger; without pairs one answer is enough."""
     split = VarianceSplit(linear=1.0, pairs=3.0, across=0.5)
     assert split.ideal_group_size == 1 + np.sqrt(6)
     cost = lambda g: split.budget_variance(g, prompt_cost=0.0, answer_cost=1.0)  # noqa: E731
-    close(jax.grad(cost)(split.ideal_group_size), 0)
-    close(cost(3.0), 1.0 + 3.0 / 2 + 3 * 0.5)
+    assert_close(jax.grad(cost)(split.ideal_group_size), 0)
+    assert_close(cost(3.0), 1.0 + 3.0 / 2 + 3 * 0.5)
     sizes = {c: int(split.best_group_size(prompt_cost=c, answer_cost=1.0, largest=64)) for c in (0.0, 1.0, 20.0)}
     assert sizes[0.0] == 3
     assert sizes[0.0] < sizes[1.0] < sizes[20.0]
@@ -192,12 +188,12 @@ def test_the_best_group_size_with_costs():
 
 
 def test_a_scheme_reads_the_credit_of_right_and_wrong_answers():
-    close(scheme_of(leave_one_out(), 3).right, [0, 1, 1 / 2, 0])
-    close(scheme_of(leave_one_out(), 3).wrong, [0, -1 / 2, -1, 0])
-    close(scheme_of(per_token(leave_one_out()), 3).right, [0, 1, 1 / 2, 0])
+    assert_close(scheme_of(leave_one_out(), 3).right, [0, 1, 1 / 2, 0])
+    assert_close(scheme_of(leave_one_out(), 3).wrong, [0, -1 / 2, -1, 0])
+    assert_close(scheme_of(per_token(leave_one_out()), 3).right, [0, 1, 1 / 2, 0])
     state = (jnp.asarray(0.25), jnp.asarray(True))
     update = lambda a, s, r: (a - s[0], s)  # noqa: E731
-    close(scheme_of(moving_average()._replace(update=update), 2, state).wrong, [-0.25, -0.25, 0])
+    assert_close(scheme_of(moving_average()._replace(update=update), 2, state).wrong, [-0.25, -0.25, 0])
 
 
 @pytest.mark.parametrize(
@@ -228,16 +224,16 @@ def test_a_sure_pass_rate(p):
     scores = np.array([[1.0], [-1.0], [5.0]])
     table = OutcomeTable([0.5, 0.5, 0.0], scores, [p, p, 1 - p])
     m, scheme = BinaryMoments.of(table), scheme_of(log_odds(), 3)
-    close([m.p, m.grad_p_norm2, max(m.tau_plus, m.tau_minus), min(m.tau_plus, m.tau_minus)], [p, 0, 1, 0])
+    assert_close([m.p, m.grad_p_norm2, max(m.tau_plus, m.tau_minus), min(m.tau_plus, m.tau_minus)], [p, 0, 1, 0])
     raw = scheme_of(no_baseline(), 3)
-    close(m.variance(raw), moments(no_baseline(), table, 3).trace_var)
-    close(m.weight(scheme), scheme.coefficients[-1 if p else 0])
+    assert_close(m.variance(raw), moments(no_baseline(), table, 3).trace_var)
+    assert_close(m.weight(scheme), scheme.coefficients[-1 if p else 0])
 
 
 def test_successes():
-    close(binomial(0.3, 2), [0.49, 0.42, 0.09])
+    assert_close(binomial(0.3, 2), [0.49, 0.42, 0.09])
     assert binomial(jnp.asarray([0.0, 1.0]), 3).tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
-    close(jnp.sum(binomial(0.37, 400)), 1)
+    assert_close(jnp.sum(binomial(0.37, 400)), 1)
 
 
 def test_bernstein_weights_of_no_size_are_infinitely_wrong():
@@ -245,7 +241,7 @@ def test_bernstein_weights_of_no_size_are_infinitely_wrong():
     zero = nothing._replace(right=nothing.right * 0, wrong=nothing.wrong * 0)
     m = BinaryMoments.of(bernoulli(0.3))
     assert m.mse_rescaled(zero) == jnp.inf
-    close(m.bias2(zero), 0.21**2)
+    assert_close(m.bias2(zero), 0.21**2)
 
 
 # What is refused

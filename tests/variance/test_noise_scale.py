@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import VECTORS, close
+from problems import VECTORS, assert_close
 
 from jaxrl_llm.variance.noise_scale import (
     NoiseScale,
@@ -24,11 +24,7 @@ from jaxrl_llm.variance.noise_scale import (
 
 EXPECTED = VECTORS["noise_scale"]
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def recipe():
@@ -38,32 +34,32 @@ def recipe():
 
 def test_vectors_of_samples_that_are_all_alike():
     expected, x = EXPECTED["iid_over_samples"], recipe().reshape(12, 5)
-    close(anova(x).noise, expected["trace_cov"])
-    close(anova(x).signal, expected["grad_norm_sq_unbiased"])
-    close(jnp.mean(x, axis=0), expected["mean_grad"])
-    close(from_gram(x @ x.T), anova(x))
+    assert_close(anova(x).noise, expected["trace_cov"])
+    assert_close(anova(x).signal, expected["grad_norm_sq_unbiased"])
+    assert_close(jnp.mean(x, axis=0), expected["mean_grad"])
+    assert_close(from_gram(x @ x.T), anova(x))
 
 
 def test_vectors_of_samples_in_prompts():
     expected, x = EXPECTED["nested"], recipe()
     for found in (nested(x), nested_gram(jnp.einsum("pgd,qhd->pgqh", x, x))):
-        close(found.within, expected["within_trace"])
-        close(found.across, expected["across_trace"])
-        close(found.mean_variance, expected["var_of_batch_mean"])
-        close(found.signal, expected["signal_sq_unbiased"])
-        close(found.unit(3).b_simple, expected["b_simple_prompts"])
-        close(found.unit(3).noise / 4, found.mean_variance)
+        assert_close(found.within, expected["within_trace"])
+        assert_close(found.across, expected["across_trace"])
+        assert_close(found.mean_variance, expected["var_of_batch_mean"])
+        assert_close(found.signal, expected["signal_sq_unbiased"])
+        assert_close(found.unit(3).b_simple, expected["b_simple_prompts"])
+        assert_close(found.unit(3).noise / 4, found.mean_variance)
 
 
 def test_vectors_of_two_batches():
     """The small batches are the parts of the large one, so it is the same estimate as that over the units."""
     expected, units = EXPECTED["two_batch"], jnp.mean(recipe(), axis=1)
     small, large = jnp.mean(jnp.sum(units**2, axis=1)), jnp.sum(jnp.mean(units, axis=0) ** 2)
-    close([small, large], [expected["mean_sq_small"], expected["sq_big"]])
+    assert_close([small, large], [expected["mean_sq_small"], expected["sq_big"]])
     found = two_batch(small, large, small=expected["B_small"], large=expected["B_big"])
-    close(found, [expected["grad_norm_sq"], expected["trace_cov_per_prompt"]])
-    close(found.b_simple, expected["b_simple"])
-    close(found, anova(units))
+    assert_close(found, [expected["grad_norm_sq"], expected["trace_cov_per_prompt"]])
+    assert_close(found.b_simple, expected["b_simple"])
+    assert_close(found, anova(units))
 
 
 def test_small_batches_of_several_units():
@@ -75,9 +71,9 @@ def test_small_batches_of_several_units():
     found = two_batch(halves, jnp.sum(jnp.mean(x, axis=1) ** 2, axis=-1), small=2, large=4)
     g = probs @ values
     noise = probs @ jnp.sum((values - g[None, :]) ** 2, axis=1)
-    close([mass @ found.signal, mass @ found.noise], [g @ g, noise])
+    assert_close([mass @ found.signal, mass @ found.noise], [g @ g, noise])
     units = jax.vmap(anova)(x)
-    close([mass @ units.signal, mass @ units.noise], [g @ g, noise])
+    assert_close([mass @ units.signal, mass @ units.noise], [g @ g, noise])
     # Naive squares are too large on average, and so are estimates of which the negative are set to 0.
     assert mass @ jnp.sum(jnp.mean(x, axis=1) ** 2, axis=-1) > 1.5 * g @ g
     assert jnp.any(units.signal < 0)
@@ -96,12 +92,12 @@ def test_nested_is_unbiased():
     g = jnp.mean(means, axis=0)
     across = jnp.mean(jnp.sum((means - g[None, :]) ** 2, axis=1))
     within = jnp.mean(jnp.sum(steps**2, axis=-1))
-    close([found.within, found.across, found.signal], [within, across, g @ g])
-    close(found.mean_variance, (across + within / 2) / 2)
+    assert_close([found.within, found.across, found.signal], [within, across, g @ g])
+    assert_close(found.mean_variance, (across + within / 2) / 2)
 
 
 def test_progress_at_the_noise_scale_is_one_half():
-    close(progress(jnp.asarray([8.0, 24.0]), jnp.asarray([8.0, 8.0])), [1 / 2, 3 / 4])
+    assert_close(progress(jnp.asarray([8.0, 24.0]), jnp.asarray([8.0, 8.0])), [1 / 2, 3 / 4])
 
 
 @pytest.mark.parametrize(
@@ -123,13 +119,13 @@ def test_the_jackknife_by_hand():
         (math.log(full.b_simple), [math.log(x.b_simple) for x in parts], jnp.log(found.bounds)),
     ):
         half = float(student(0.9, 5)) * math.sqrt(5 / 6 * np.sum((np.array(each) - np.mean(each)) ** 2))
-        close(bounds, [value - half, value + half])
+        assert_close(bounds, [value - half, value + half])
     assert found.resolved
-    close([found.signal, found.noise, found.b_simple], [full.signal, full.noise, full.b_simple])
+    assert_close([found.signal, found.noise, found.b_simple], [full.signal, full.noise, full.b_simple])
     steps = NoiseScale(jnp.asarray([1.0, -0.2, 0.7, 1.3]), jnp.asarray([2.0, 3.0, 2.5, 2.2]))
     ratio = over_steps(steps, level=0.5)
-    close([ratio.signal, ratio.noise], [0.7, 2.425])
-    close(ratio.b_simple, 2.425 / 0.7)
+    assert_close([ratio.signal, ratio.noise], [0.7, 2.425])
+    assert_close(ratio.b_simple, 2.425 / 0.7)
 
 
 def test_a_signal_that_may_be_zero_gives_a_bound_and_no_estimate():

@@ -2,21 +2,16 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import close
+from problems import assert_close
 
 from jaxrl_llm.advantages.baselines.energy_weighted import energy_weighted
 from jaxrl_llm.variance.exact import moments
 from jaxrl_llm.variance.tables import OutcomeTable, tabular_policy
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 SOUND = {"probs": [0.25, 0.75], "scores": [[3.0], [-1.0]], "rewards": [1.0, 0.0]}
@@ -48,19 +43,19 @@ def test_a_wrong_table_is_seen(field, change):
 def test_what_lies_after_the_end_of_an_answer_is_not_read():
     table = OutcomeTable(**SOUND, **TOKENS)
     padded = dataclasses.replace(table, token_scores=jnp.asarray([[[2.0], [1.0]], [[-1.0], [jnp.nan]]]))
-    close(table.token_scores, padded.token_scores)
-    close(jnp.sum(table.token_scores, axis=1), table.scores)
-    close(table.known["token_energy"], [[4, 1], [1, 0]])
-    close(table.energy, [9, 1])
+    assert_close(table.token_scores, padded.token_scores)
+    assert_close(jnp.sum(table.token_scores, axis=1), table.scores)
+    assert_close(table.known["token_energy"], [[4, 1], [1, 0]])
+    assert_close(table.energy, [9, 1])
 
 
 def test_energies_are_those_of_the_scores_unless_they_are_given():
     """Also of a table whose scores were replaced."""
     table = OutcomeTable([0.25, 0.75], [[3.0], [-1.0]], [1.0, 0.0], [2, 2])
-    close(table.energy, [9, 1])
-    close(dataclasses.replace(table, scores=[[6.0], [-2.0]]).energy, [36, 4])
+    assert_close(table.energy, [9, 1])
+    assert_close(dataclasses.replace(table, scores=[[6.0], [-2.0]]).energy, [36, 4])
     proxy = dataclasses.replace(table, energies=[1.0, 0.0])
-    close(proxy.energy, [1, 0])
+    assert_close(proxy.energy, [1, 0])
     weighted = energy_weighted(leave_one_out=True)
     assert moments(weighted, proxy, 3).trace_var != moments(weighted, table, 3).trace_var
 

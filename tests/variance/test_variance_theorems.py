@@ -3,11 +3,10 @@
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import bandit, close, random_table
+from problems import assert_close, bandit, random_table
 
 from jaxrl_llm.advantages import Traits, chain, group_mean, group_std, leave_one_out, no_baseline, stateless
 from jaxrl_llm.advantages.baselines.batch_leave_one_out import batch_leave_one_out
@@ -26,18 +25,14 @@ from jaxrl_llm.advantages.weights.pass_at_k import pass_at_k
 from jaxrl_llm.variance.bernstein import slope
 from jaxrl_llm.variance.binary import BinaryMoments, scheme_of
 from jaxrl_llm.variance.designs import antithetic, systematic
-from jaxrl_llm.variance.exact import moments
+from jaxrl_llm.variance.exact import moments, moments_of
 from jaxrl_llm.variance.moments import RlooMoments, VarianceSplit
 from jaxrl_llm.variance.tables import OutcomeTable
 
 GRPO = chain(group_mean(), group_std(ddof=0, eps=0.0))
 SEEDS = [0, 1, 2]
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def trace_of(transform, table, group, **more):
@@ -61,7 +56,7 @@ def best_of_the_others():
 def test_t1_a_baseline_of_other_answers_leaves_no_bias(seed):
     table = random_table(seed)
     for transform in (best_of_the_others(), energy_weighted(leave_one_out=True)):
-        close(moments(transform, table, 3).bias_norm, 0)
+        assert_close(moments(transform, table, 3).bias_norm, 0)
 
 
 @pytest.mark.parametrize("design", [antithetic, systematic])
@@ -70,7 +65,7 @@ def test_t1_fails_for_answers_that_tell_of_each_other(design):
     coupled = leave_one_out()
     coupled = coupled._replace(traits=dataclasses.replace(coupled.traits, needs_iid=False))
     assert moments(coupled, table, 2, design=design).bias_norm > 0.1
-    close(moments(constant(value=0.7), table, 2, design=design).bias_norm, 0)
+    assert_close(moments(constant(value=0.7), table, 2, design=design).bias_norm, 0)
 
 
 # T2
@@ -85,15 +80,15 @@ def fixed_weights(w):
 def test_t2_the_weight_on_itself_is_the_loss_of_scale(seed):
     w = np.random.default_rng(seed).normal(size=(3, 3))
     found = moments(fixed_weights(w), random_table(seed), 3)
-    close(found.scale, np.mean(1 - np.diag(w)))
-    close(abs(found.cos), 1)
+    assert_close(found.scale, np.mean(1 - np.diag(w)))
+    assert_close(abs(found.cos), 1)
 
 
 def test_t2_of_group_and_batch_means():
     pool = [random_table(0), random_table(1)]
-    close(moments(group_mean(), pool[0], 4).scale, 1 - 1 / 4)
-    close(moments(batch_mean(), pool, 2, prompts=2).scale, 1 - 1 / 4)
-    close(moments(batch_mean(), pool, 2, prompts=2).cos, 1)
+    assert_close(moments(group_mean(), pool[0], 4).scale, 1 - 1 / 4)
+    assert_close(moments(batch_mean(), pool, 2, prompts=2).scale, 1 - 1 / 4)
+    assert_close(moments(batch_mean(), pool, 2, prompts=2).cos, 1)
 
 
 def test_t2_weights_that_depend_on_the_answer_turn_the_direction():
@@ -108,10 +103,10 @@ def test_t2_weights_that_depend_on_the_answer_turn_the_direction():
 def test_t3_variance_of_leave_one_out(seed, group):
     table = random_table(seed)
     m, mean = RlooMoments.of(table), moments(group_mean(), table, group)
-    close(trace_of(leave_one_out(), table, group), m.leave_one_out_variance(group))
-    close(mean.trace_var, m.group_mean_variance(group))
-    close(mean.bias_norm**2, m.group_mean_bias2(group))
-    close(mean.mse_rescaled, m.leave_one_out_variance(group))
+    assert_close(trace_of(leave_one_out(), table, group), m.leave_one_out_variance(group))
+    assert_close(mean.trace_var, m.group_mean_variance(group))
+    assert_close(mean.bias_norm**2, m.group_mean_bias2(group))
+    assert_close(mean.mse_rescaled, m.leave_one_out_variance(group))
 
 
 # T4
@@ -125,7 +120,7 @@ def test_t4_variance_of_an_independent_baseline(seed):
     m, b = RlooMoments.of(table), RlooMoments.of(silent)
     bias = b.value - m.value
     expected = m.independent_variance(mse=b.reward_variance / 2 + bias**2, bias=bias, group_size=2)
-    close(4 * trace_of(other_prompts_mean(), [table, silent], 2, prompts=None), expected)
+    assert_close(4 * trace_of(other_prompts_mean(), [table, silent], 2, prompts=None), expected)
 
 
 # T5
@@ -138,9 +133,9 @@ def test_t5_the_best_constant(seed):
     value, best = float(m.value), float(m.best_constant)
     trace = {b: trace_of(constant(value=b), table, 1) for b in (best, value, best - 0.05, best + 0.05)}
     for b, found in trace.items():
-        close(found, m.constant_variance(b, 1))
-    close(trace[value], m.value_variance)
-    close(trace[value] - trace[best], m.energy_covariance**2 / m.fisher_trace)
+        assert_close(found, m.constant_variance(b, 1))
+    assert_close(trace[value], m.value_variance)
+    assert_close(trace[value] - trace[best], m.energy_covariance**2 / m.fisher_trace)
     assert trace[best] < min(trace[best - 0.05], trace[best + 0.05])
 
 
@@ -149,8 +144,40 @@ def test_t5_for_binary_rewards_it_is_the_share_of_the_energy_of_right_answers(se
     table = random_table(seed, binary=True)
     pi, r, e = np.asarray(table.probs), np.asarray(table.rewards), np.asarray(table.energy)
     share = pi[r == 1] @ e[r == 1] / (pi @ e)
-    close(RlooMoments.of(table).best_constant, share)
-    close(BinaryMoments.of(table).best_constant, share)
+    assert_close(RlooMoments.of(table).best_constant, share)
+    assert_close(BinaryMoments.of(table).best_constant, share)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_t5_a_constant_for_each_coordinate(seed):
+    """b_k = E[r s_k²]/E[s_k²], of which no coordinate can do better, so that it is below the best scalar."""
+    table = random_table(seed)
+    pi, r, s = np.asarray(table.probs), np.asarray(table.rewards), np.asarray(table.scores)
+    best = pi @ (r[:, None] * s**2) / (pi @ s**2)
+    found = lambda b: moments_of(jnp.asarray((r[:, None] - b) * s), table.probs, table.gradient)  # noqa: E731
+    assert_close(found(best).bias_norm, 0)
+    for step in 0.05 * np.eye(3):
+        cost = found(best + step).trace_var - found(best).trace_var
+        assert_close(cost, found(best - step).trace_var - found(best).trace_var)
+        assert_close(cost, 0.05**2 * (pi @ s**2) @ (step > 0))
+    m = RlooMoments.of(table)
+    assert found(best).trace_var < m.constant_variance(m.best_constant, 1)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_t5_a_full_control_variate_leaves_nothing_where_scores_span_the_outcomes(seed):
+    """Cov(r s, s) F^+: three scores are all functions of mean 0 of four outcomes, of six they are not."""
+    for outcomes in (4, 6):
+        table = random_table(seed, outcomes=outcomes)
+        pi, s = np.asarray(table.probs), np.asarray(table.scores)
+        rewarded = np.asarray(table.rewards)[:, None] * s
+        control = np.linalg.solve((s.T * pi) @ s, (s.T * pi) @ rewarded)
+        found = moments_of(jnp.asarray(rewarded - s @ control), table.probs, table.gradient)
+        assert_close(found.bias_norm, 0)
+        if outcomes == 4:
+            assert_close(found.trace_var, 0)
+        else:
+            assert 1e-3 < found.trace_var < RlooMoments.of(table).value_variance
 
 
 # T6 and T7
@@ -175,10 +202,10 @@ def test_t7_the_best_shrinkage(seed, group):
         k: trace_of(shrunk_leave_one_out(factor=float(k)), table, group) for k in (best, best - 0.1, best + 0.1, 0, 1)
     }
     for k, found in trace.items():
-        close(found, m.shrunk_variance(k, group))
+        assert_close(found, m.shrunk_variance(k, group))
     assert min(trace, key=trace.get) == best
-    close(trace[best + 0.1], trace[best - 0.1])  # a parabola
-    close(moments(shrunk_leave_one_out(factor=best), table, group).bias_norm, 0)
+    assert_close(trace[best + 0.1], trace[best - 0.1])  # a parabola
+    assert_close(moments(shrunk_leave_one_out(factor=best), table, group).bias_norm, 0)
 
 
 # Batches: the law of total variance and T8
@@ -189,11 +216,11 @@ def test_t8_answers_and_prompts_share_the_variance(prompts, group):
     """tr Var = (W(G) + X)/B, W = a/G + b/(G(G-1)); N tr Var is least at G* = 1 + sqrt(b/X)."""
     pool = [random_table(seed, outcomes=3) for seed in (0, 1)]
     split = VarianceSplit.of(pool)
-    close(trace_of(leave_one_out(), pool, group, prompts=prompts), split.variance(prompts, group))
+    assert_close(trace_of(leave_one_out(), pool, group, prompts=prompts), split.variance(prompts, group))
     if prompts == 2:
-        close(trace_of(leave_one_out(), pool, group, prompts=None), split.variance(2, group, pool=2))
+        assert_close(trace_of(leave_one_out(), pool, group, prompts=None), split.variance(2, group, pool=2))
     budget = lambda size: split.budget_variance(size, prompt_cost=0.0, answer_cost=1.0)  # noqa: E731
-    close(budget(group), prompts * group * trace_of(leave_one_out(), pool, group, prompts=prompts))
+    assert_close(budget(group), prompts * group * trace_of(leave_one_out(), pool, group, prompts=prompts))
     best = split.ideal_group_size
     assert budget(best) < min(budget(0.9 * best), budget(1.1 * best))
 
@@ -202,7 +229,7 @@ def test_t8_answers_and_prompts_share_the_variance(prompts, group):
 def test_baselines_of_the_batch_are_unbiased(transform):
     pool = [random_table(seed, outcomes=2) for seed in (0, 1)]
     for prompts in (2, 3, None):
-        close(moments(transform, pool, 2, prompts=prompts).bias_norm, 0)
+        assert_close(moments(transform, pool, 2, prompts=prompts).bias_norm, 0)
 
 
 def test_the_released_james_stein_leaks():
@@ -232,11 +259,11 @@ def test_t9_t10_four_numbers_and_a_polynomial(scheme, group):
     for seed in SEEDS:
         table = random_table(seed, binary=True)
         m, found = BinaryMoments.of(table), moments(BINARY[scheme], table, group)
-        close(found.trace_var, m.variance(of_groups))
-        close(found.bias_norm**2, m.bias2(of_groups))
-        close(found.mse_rescaled, m.mse_rescaled(of_groups))
-        close(found.scale, m.weight(of_groups))
-        close(found.mean_grad, slope(of_groups.coefficients, m.p) * table.gradient)
+        assert_close(found.trace_var, m.variance(of_groups))
+        assert_close(found.bias_norm**2, m.bias2(of_groups))
+        assert_close(found.mse_rescaled, m.mse_rescaled(of_groups))
+        assert_close(found.scale, m.weight(of_groups))
+        assert_close(found.mean_grad, slope(of_groups.coefficients, m.p) * table.gradient)
 
 
 def test_t10_the_best_split_of_the_same_weights():
@@ -254,9 +281,9 @@ def test_t11_two_answers_leave_one_centred_scheme_and_three_leave_grpo():
         pairs = {name: moments(BINARY[name], table, 2) for name in ("grpo", "maxrl", "log odds", "focal")}
         plain = moments(leave_one_out(), table, 2)
         for found in pairs.values():
-            close(found.mse_rescaled, plain.mse_rescaled)
+            assert_close(found.mse_rescaled, plain.mse_rescaled)
         rloo, grpo = moments(leave_one_out(), table, 3), moments(GRPO, table, 3)
-        close(grpo.trace_var, 2 * rloo.trace_var)  # sqrt 2 times leave-one-out, 3/sqrt 2 times the group mean
-        close(grpo.mean_grad, math.sqrt(2) * np.asarray(rloo.mean_grad))
+        assert_close(grpo.trace_var, 2 * rloo.trace_var)  # sqrt 2 times leave-one-out, 3/sqrt 2 times the group mean
+        assert_close(grpo.mean_grad, math.sqrt(2) * np.asarray(rloo.mean_grad))
         four = moments(GRPO, table, 4), moments(leave_one_out(), table, 4)
         assert abs(four[0].mse_rescaled / four[1].mse_rescaled - 1) > 1e-6

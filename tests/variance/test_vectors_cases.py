@@ -7,11 +7,10 @@ import dataclasses
 import itertools
 import re
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import LENGTH, VECTORS, B, baseline, bigram, bigram_facts, check_moments, table_of
+from problems import LENGTH, VECTORS, B, assert_moments, baseline, bigram, bigram_facts, table_of
 
 from jaxrl_llm.advantages import at_end, chain, group_mean, group_std, leave_one_out, no_baseline
 from jaxrl_llm.advantages.baselines.constant import constant
@@ -49,11 +48,7 @@ from jaxrl_llm.variance.exact import moments, moments_of
 CASES = VECTORS["cases"]
 PREFIX_BASELINES = ["seq_bstar", "pos_energy", "pos_exact", "otb", "value", "prefix_energy", "prefix_exact"]
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def facts(problem):
@@ -230,4 +225,4 @@ def test_case(key):
     problem, estimator, group = key.split("/")
     builders = [build for pattern, build in EXPECTED.items() if re.fullmatch(pattern, estimator)]
     assert len(builders) == 1, f"{key} has {len(builders)} builders"
-    check_moments(builders[0](Case(problem, estimator, int(group[1:]))), CASES[key])
+    assert_moments(builders[0](Case(problem, estimator, int(group[1:]))), CASES[key])

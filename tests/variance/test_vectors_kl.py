@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import PATHS, VECTORS, B, bigram, bigram_facts, close, log_softmax, token_logp
+from problems import PATHS, VECTORS, B, assert_close, bigram, bigram_facts, log_softmax, token_logp
 
 from jaxrl_llm.advantages import at_end, chain, no_baseline
 from jaxrl_llm.advantages.tokens.dense_rewards import dense_rewards
@@ -19,11 +18,7 @@ from jaxrl_llm.losses.tokens import bare_tokens
 from jaxrl_llm.variance.exact import moments, moments_of
 from jaxrl_llm.variance.tables import last_token
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def kl_tokens():
@@ -40,13 +35,13 @@ def kl_of_contexts():
     return tuple(np.array([x[rows].sum() for rows in contexts]) for x in (kl, entropy))
 
 
-def check_estimate(pi, x, expected, kl):
+def assert_estimate(pi, x, expected, kl):
     mean = pi @ x
-    close(mean, expected["mean"])
-    close(pi @ (x - mean) ** 2, expected["var"])
+    assert_close(mean, expected["mean"])
+    assert_close(pi @ (x - mean) ** 2, expected["var"])
     if "bias" in expected:
-        close(mean - kl, expected["bias"])
-        close(x.min(), expected["min"])
+        assert_close(mean - kl, expected["bias"])
+        assert_close(x.min(), expected["min"])
 
 
 def test_estimators_of_the_divergence():
@@ -54,32 +49,32 @@ def test_estimators_of_the_divergence():
     pi, expected = np.asarray(table.probs), B["kl"]
     total = lambda cost: np.asarray(jnp.sum(jnp.where(tokens.where, cost(tokens), 0), axis=-1))[0]  # noqa: E731
     of_tokens, path_kl = {"k1": k1, "k2_token_sum": k2, "k3_token_sum": k3}, kl_of_contexts()[0]
-    close(pi @ path_kl, expected["kl"])
+    assert_close(pi @ path_kl, expected["kl"])
     x = total(k1)
     found = {name: total(cost) for name, cost in of_tokens.items()}
     found |= {"k2_sequence": x**2 / 2, "k3_sequence": np.expm1(-x) + x, "rao_blackwell": path_kl}
     control = np.expm1(-x)
     best = -(pi @ ((x - pi @ x) * control)) / (pi @ control**2)
-    close(best, expected["values"]["k1_optimal_cv"]["coef"])
+    assert_close(best, expected["values"]["k1_optimal_cv"]["coef"])
     found["k1_optimal_cv"] = x + best * control
     assert set(found) == set(expected["values"])
     for name, values in found.items():
-        check_estimate(pi, values, expected["values"][name], expected["kl"])
-    close((pi * x) @ np.asarray(table.scores), expected["grad_kl"])
+        assert_estimate(pi, values, expected["values"][name], expected["kl"])
+    assert_close((pi * x) @ np.asarray(table.scores), expected["grad_kl"])
 
 
-def test_the_divergence_of_each_step_can_vary_more_than_the_log_ratio_of_the_path():
+def test_t14_the_divergence_of_each_step_can_vary_more_than_the_log_ratio_of_the_path():
     """Entropy of problem B: exact conditional entropies vary more than -log π."""
     table, _ = kl_tokens()
     pi, entropy = np.asarray(table.probs), kl_of_contexts()[1]
     expected = B["kl"]["entropy_values"]
-    close(pi @ entropy, B["kl"]["entropy"])
-    check_estimate(pi, -np.log(pi), expected["mc"], None)
-    check_estimate(pi, entropy, expected["rao_blackwell"], None)
+    assert_close(pi @ entropy, B["kl"]["entropy"])
+    assert_estimate(pi, -np.log(pi), expected["mc"], None)
+    assert_estimate(pi, entropy, expected["rao_blackwell"], None)
     assert expected["rao_blackwell"]["var"] > expected["mc"]["var"]
 
 
-def test_two_step_counterexample_to_rao_blackwell_by_steps():
+def test_t14_two_step_counterexample_to_rao_blackwell_by_steps():
     case = VECTORS["kl_rb_counterexample"]
     first, ref_first = np.array(case["pi_step1"]), np.array(case["ref_step1"])
     then, ref_then = np.array(case["pi_step2_given_y1"]), np.array(case["ref_step2_given_y1"])
@@ -88,9 +83,9 @@ def test_two_step_counterexample_to_rao_blackwell_by_steps():
     steps = np.sum(first * np.log(first / ref_first)) + np.sum(then * np.log(then / ref_then), axis=1, keepdims=True)
     steps = np.broadcast_to(steps, pi.shape)
     kl = np.sum(pi * path)
-    close([kl, np.sum(pi * steps)], [case["kl"], case["rb_mean"]])
-    close(np.sum(pi * (path - kl) ** 2), case["var_k1"])
-    close(np.sum(pi * (steps - kl) ** 2), case["var_rb"])
+    assert_close([kl, np.sum(pi * steps)], [case["kl"], case["rb_mean"]])
+    assert_close(np.sum(pi * (path - kl) ** 2), case["var_k1"])
+    assert_close(np.sum(pi * (steps - kl) ** 2), case["var_rb"])
     assert case["var_rb"] > 6 * case["var_k1"]
 
 
@@ -111,19 +106,19 @@ def of_penalty(estimator, placement):
 
 def test_k1_in_the_reward_has_the_gradient_of_the_divergence():
     found = of_penalty(k1, "reward")
-    close(found.bias_norm, 0)
+    assert_close(found.bias_norm, 0)
     assert abs(found.trace_var - 0.449) <= 0.5e-3
 
 
 def test_k1_to_go_has_it_with_less_variance():
     to_go = chain(at_end(no_baseline()), dense_rewards(), reward_to_go(discount=1.0))
     found = moments(to_go, unpaid(), 1, target=-jnp.asarray(B["kl"]["grad_kl"]))
-    close(found.bias_norm, 0)
+    assert_close(found.bias_norm, 0)
     assert abs(found.trace_var - 0.310) <= 0.5e-3
 
 
 def test_k1_in_the_loss_has_a_gradient_of_mean_zero():
-    close(of_penalty(k1, "loss").mean_grad, np.zeros(9))
+    assert_close(of_penalty(k1, "loss").mean_grad, np.zeros(9))
 
 
 @pytest.mark.parametrize(("estimator", "bias"), [(k2, 0.0244), (k3, 0.0478)])
@@ -147,7 +142,7 @@ def test_exact_divergence_of_each_step():
             path[n] += slope[c]
             full[n] += slope[c] + f.s[n, t] * sum(kl_row[later] for later in contexts[t + 1 :])
     target = jnp.asarray(B["kl"]["grad_kl"])
-    close(moments_of(jnp.asarray(path), table.probs, target).mean_grad, -of_penalty(k2, "loss").mean_grad)
+    assert_close(moments_of(jnp.asarray(path), table.probs, target).mean_grad, -of_penalty(k2, "loss").mean_grad)
     found = moments_of(jnp.asarray(full), table.probs, target)
-    close(found.bias_norm, 0)
+    assert_close(found.bias_norm, 0)
     assert abs(found.trace_var - 0.0263) <= 0.5e-4
