@@ -9,10 +9,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxrl_llm.json_files import read_json
 from jaxrl_llm.policies.hub.config_json import Hub, read_config, write_config
 from jaxrl_llm.policies.hub.gguf_file import GgufFile
 from jaxrl_llm.policies.hub.names import Place, Span, places
-from jaxrl_llm.policies.hub.safetensors_files import SafetensorsFolder, read_json, write_safetensors
+from jaxrl_llm.policies.hub.safetensors_files import SafetensorsFolder, write_safetensors
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.sharding import assemble, fetch
 

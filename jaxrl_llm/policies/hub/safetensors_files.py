@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_llm.json_files import read_json
 from jaxrl_llm.policies.hub.names import Span
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -88,17 +89,6 @@ def _index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         if not isinstance(file, str) or pathlib.PurePath(file).name != file or not file.endswith(".safetensors"):
             raise ValueError(f"{path}: {name} must be in a .safetensors file of the same folder, not {file!r}")
     return {name: folder / file for name, file in weights.items()}
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object. Raises OSError, and ValueError that names the file for anything that is no object."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(fields).__name__}")
-    return fields
 
 
 def write_safetensors(folder: pathlib.Path, tensors: Mapping[str, Any], sizes: Mapping[str, int]) -> None:

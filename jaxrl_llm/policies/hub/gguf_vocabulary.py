@@ -1,0 +1,110 @@
+"""The tokenizer of a GGUF file, as the tokenizer.json that its model was published with."""
+
+from typing import Any
+
+from jaxrl_llm.policies.hub.gguf_file import GgufFile
+from jaxrl_llm.published_tokenizer import PublishedTokenizer, ends
+from jaxrl_llm.spec import nearest
+
+CONTROL, USER_DEFINED = 3, 4  # in tokenizer.ggml.token_type
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# How a text is cut before the merges, by the name in tokenizer.ggml.pre.
+CUTS = {
+    "smollm": None,  # digit by digit, then as GPT-2
+    "gpt-2": None,
+    "default": None,
+    "llama-bpe": WORDS % r"\p{N}{1,3}",
+    "llama3": WORDS % r"\p{N}{1,3}",
+    "qwen2": WORDS % r"\p{N}",
+}
+
+
+def load_gguf_tokenizer(file: GgufFile) -> PublishedTokenizer:
+    """Raises ValueError, which names the file and the field."""
+    try:
+        kind, tokens = file.field("tokenizer.ggml.model"), file.field("tokenizer.ggml.tokens")
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise ValueError("tokenizer.ggml.tokens must be a list of strings")
+        made = _byte_level(file, tokens) if kind == "gpt2" else _pieces(file, tokens) if kind == "llama" else None
+        if made is None:
+            raise ValueError(f"tokenizer.ggml.model {kind!r} is not known{nearest(str(kind), ['gpt2', 'llama'])}")
+        _add_marks(made, file, tokens)
+        marks = {name: file.field(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot")}
+        marks |= {
+            "unk": file.field("tokenizer.ggml.unknown_token_id"),
+            "pad": file.field("tokenizer.ggml.padding_token_id"),
+        }
+        stops = [marks[name] for name in ("eos", "eot") if marks[name] is not None]
+        return PublishedTokenizer(
+            definition=made.to_str(), template=file.field("tokenizer.chat_template"), **ends(stops, marks)
+        )
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+
+
+def _byte_level(file: GgufFile, tokens: list[str]) -> Any:
+    """Byte-pair merges over bytes, each spelled as a character (GPT-2, Llama 3, Qwen, SmolLM)."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    cut = file.field("tokenizer.ggml.pre") or "default"
+    if cut not in CUTS:
+        raise ValueError(f"tokenizer.ggml.pre {cut!r} is not known{nearest(str(cut), list(CUTS))}")
+    merges = file.field("tokenizer.ggml.merges")
+    if not isinstance(merges, list) or not all(isinstance(m, str) and m.count(" ") == 1 for m in merges):
+        raise ValueError("tokenizer.ggml.merges must be a list of pairs")
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(m.split(" ")) for m in merges]))
+    plain = CUTS[cut] is None
+    steps = [pre_tokenizers.Digits(individual_digits=True)] if cut == "smollm" else []
+    steps += [] if plain else [pre_tokenizers.Split(Regex(CUTS[cut]), behavior="isolated")]
+    steps += [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=plain)]
+    made.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    if cut == "qwen2":
+        made.normalizer = normalizers.NFC()
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
+def _pieces(file: GgufFile, tokens: list[str]) -> Any:
+    """SentencePiece BPE with bytes for what has no piece (Llama 2, Gemma); the merges follow from the scores."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    scores = file.field("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise ValueError("tokenizer.ggml.scores must hold a number for each token")
+    gemma = file.architecture.startswith("gemma")
+    if gemma:  # runs of spaces stand in the file as they are typed
+        tokens = ["▁" * len(token) if token and not token.strip(" ") else token for token in tokens]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    # Gemma's merges come in the order of its vocabulary, whatever its scores say.
+    rank = vocabulary if gemma else {token: -score for token, score in zip(tokens, scores, strict=True)}
+    unknown = tokens[file.field("tokenizer.ggml.unknown_token_id") or 0]
+    made = Tokenizer(
+        models.BPE(
+            vocab=vocabulary, merges=_merges(vocabulary, rank), unk_token=unknown, fuse_unk=True, byte_fallback=True
+        )
+    )
+    front = [] if gemma or file.field("tokenizer.ggml.add_space_prefix") is False else [normalizers.Prepend("▁")]
+    made.normalizer = normalizers.Sequence([*front, normalizers.Replace(" ", "▁")])
+    back = [decoders.Strip(" ", 1, 0)] if front else []
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *back])
+    return made
+
+
+def _merges(vocabulary: dict[str, int], rank: dict[str, float]) -> list[tuple[str, str]]:
+    """Every way to cut a piece into two others, best piece first; of one piece, by the ids of its halves."""
+    found = []
+    for piece in vocabulary:
+        ways = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        ways = [pair for pair in ways if pair[0] in vocabulary and pair[1] in vocabulary]
+        found += [(rank[piece], vocabulary[a], vocabulary[b], (a, b)) for a, b in ways]
+    return [pair for *_, pair in sorted(found)]
+
+
+def _add_marks(made: Any, file: GgufFile, tokens: list[str]) -> None:
+    from tokenizers import AddedToken
+
+    kinds = file.field("tokenizer.ggml.token_type") or []
+    marked = list(zip(tokens, kinds, strict=False))
+    made.add_special_tokens([AddedToken(t, normalized=False, special=True) for t, kind in marked if kind == CONTROL])
+    made.add_tokens([AddedToken(t, normalized=False) for t, kind in marked if kind == USER_DEFINED])
