@@ -158,7 +158,8 @@ def _figure(found: Weights, rate: np.ndarray):
     figure, axes = figure_of(3, 4, (12, 8))
     p = np.linspace(0.02, 0.98, 193)
     with jax.enable_x64(True):
-        curves = {name: slope(scheme_of(t, GROUP).coefficients, jnp.asarray(p)) for name, t in SCHEMES.items()}
+        law = lambda t: np.asarray(slope(scheme_of(t, GROUP).coefficients, jnp.asarray(p)))  # noqa: E731
+        curves = {name: law(t) for name, t in SCHEMES.items()}
     for axis, (name, curve) in zip(axes.ravel(), curves.items(), strict=True):
         if name in LIMITS:
             axis.plot(p, LIMITS[name](p), ":", color="#777777", linewidth=1, label="limit of large groups")

@@ -157,7 +157,7 @@ def run(lab: Laboratory, command: str, out=None, *, answers: int = 4_000_000) ->
         word, reason = decide(parts(found, law, groups))
         rows = [*_rows(pool, law, found, groups)]
         figure = _figure(law, found, groups)
-    never = int(np.isinf(np.asarray(law.break_even_group_size)).sum())
+        never = int(np.isinf(np.asarray(law.break_even_group_size)).sum())
     left_out = (found.error >= RESOLVED).sum()
     publish(
         NAME,
