@@ -1,7 +1,7 @@
 """Measured figures of many estimators against exact ones, their intervals, and what is refused.
 
-Measured in float32: what is equal but for rounding is equal to 1e-5 of the largest term, to 1e-4 after a division by the
-scale.
+Measured in float32: what is equal but for rounding is equal to 1e-5 of the largest term, to 1e-4 after a division by
+the scale.
 """
 
 import csv
