@@ -16,7 +16,7 @@ SILENT = ("mesh", "checkpoint_every", "keep_checkpoints", "samples_every", "vari
 # What a smoke run changes, whatever an arm says of it.
 SMOKE = {
     **{"steps": 4, "prompts_per_step": 8, "answers_per_prompt": 4, "accumulation": 1},
-    **{"eval_every": 2, "eval_problems": 32, "eval_samples": 2},
+    **{"eval_every": 2, "eval_problems": 32},  # with the samples of the base: an experiment may read its pass@k
     "warmup": WarmUp(max_steps=10, check_every=10, batch=32),
     "model": DecoderConfig(layers=1, width=16, heads=2, kv_heads=1, head_size=8, mlp_width=32),
 }
