@@ -33,6 +33,7 @@ LAYERS = {
     "variance/empirical_tables": 3,
     "variance/empirical_units": 3,
     "variance/plots": 4,
+    "variance/policy_table": 3,
     "anchors": 3,
     "companions": 3,
     "measurements": 3,
