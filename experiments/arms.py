@@ -75,7 +75,7 @@ def base_digest(config: Config) -> str:
 
 
 def smaller(arm: Arm) -> Arm:
-    """An arm without what a smoke run decides."""
+    """An arm without what a smoke run decides, but for the size of its groups, which may be all that sets it apart."""
     if isinstance(arm, Config):
         return dataclasses.replace(arm, **SMOKE)
-    return {field: value for field, value in arm.items() if field not in SMOKE}
+    return {field: value for field, value in arm.items() if field not in SMOKE or field == "answers_per_prompt"}
