@@ -1,14 +1,16 @@
 """Baselines by enumeration and simulation: small runs, committed verdicts, and numbers that refute."""
 
+import dataclasses
 import pathlib
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import problems, shrinkage, tracker_drift
+from experiments import atlas, problems, shrinkage, tracker_drift
 from experiments.answers import command_line, decided
 from jaxrl_llm.variance.exact import moments
+from jaxrl_llm.variance.moments import VarianceSplit
 
 VERDICTS = {shrinkage: "refuted", tracker_drift: "refuted"}
 
@@ -90,3 +92,29 @@ def test_both_vary_alike_at_the_crossing(covariance):
     varies = m.independent_variance(mse=error, bias=bias, group_size=1)
     np.testing.assert_allclose(varies, tracker_drift.of_group(table, group), rtol=1e-9)
     assert tracker_drift.crossing(table, 0.5, 8, 1) == 0
+
+
+def test_atlas_refuses_a_pool_off_its_law():
+    x = moments(atlas.POOLED["group mean"], problems.pool(), 2, prompts=1)
+    good = {name: dataclasses.replace(x, bias_norm=0.0) for name in atlas.POOLED}
+    assert decided(atlas.parts_of_pool(good, 0.0))[0] == "reproduced"
+    assert decided(atlas.parts_of_pool(good, 1e-3))[0] == "refuted"
+    for name, change in (("James-Stein", {"bias_norm": 1e-3}), ("group mean", {"scale": 0.6})):
+        bad = good | {name: dataclasses.replace(good[name], **change)}
+        assert decided(atlas.parts_of_pool(bad, 0.0))[0] == "refuted"
+    biased = good | {"James-Stein, released": dataclasses.replace(x, bias_norm=1.0)}
+    assert decided(atlas.parts_of_pool(biased, 0.0))[0] == "reproduced"
+
+
+def test_the_pool_of_the_atlas_has_a_best_group_size_between_two_and_four():
+    """Both draws matter on C, or its law would be half tested."""
+    split = VarianceSplit.of(problems.pool())
+    np.testing.assert_allclose(split.ideal_group_size, 1 + (split.pairs / split.across) ** 0.5, rtol=1e-12)
+    assert 2 < float(split.ideal_group_size) < 4
+
+
+def test_the_transformer_of_the_atlas_is_far_from_uniform():
+    table = problems.transformer()
+    assert table.scores.shape == (15, 184)
+    assert float(table.probs.max()) > 0.3
+    assert float(problems.facts(table).fisher_trace) > 3
