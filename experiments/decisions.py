@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-WORDS = {True: "reproduced", False: "refuted", None: "undecided"}
+WORDS = ("reproduced", "refuted", "undecided")
 
 
 class Part(NamedTuple):
@@ -37,5 +37,5 @@ def decide(parts: Sequence[Part]) -> tuple[str, str]:
     if not parts:
         raise ValueError("a verdict needs at least one part")
     held = [part.holds for part in parts]
-    word = WORDS[False if False in held else None if None in held else True]
+    word = WORDS[1 if False in held else 2 if None in held else 0]
     return word, "; ".join(map(str, parts)) + "."

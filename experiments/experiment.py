@@ -12,13 +12,13 @@ import tyro
 from rich.console import Console
 
 from experiments.arms import Arm
+from experiments.decisions import WORDS
 from experiments.present import Findings
 from experiments.sweep import Sweep
 from jaxrl_llm.config import Config, ConfigError
 from jaxrl_llm.spec import nearest
 
 ROOT = pathlib.Path(__file__).parents[1]
-WORDS = ("reproduced", "refuted", "undecided")
 
 
 class Verdict(NamedTuple):
