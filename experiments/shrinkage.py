@@ -104,13 +104,11 @@ def pools(prompts: int, group: int, count: int, draws: int) -> list[dict]:
     """A row an estimator: its variance over leave-one-out's, geometric mean over the pools with its interval."""
     found = [measured(pool(prompts, seed=seed), group, draws) for seed in range(count)]
     ratio = {name: np.array([x[name][0] / x[BASE][0] for x in found]) for name in ESTIMATORS}
-    # A fixed λ mixes two estimates, so its variance is a parabola in λ: three points are enough.
-    none, half, one = ratio[BASE], ratio["λ = 1/2"], ratio["λ = 1"]
+    of_share = functools.partial(parabola, ratio[BASE], ratio["λ = 1/2"], ratio["λ = 1"])
     shares = np.linspace(0, 1, 101)[:, None]
-    of_share = lambda x: none + x * (4 * half - 3 * none - one) + x**2 * (2 * none + 2 * one - 4 * half)  # noqa: E731
-    parabola = of_share(shares)
-    best = int(np.argmin(np.mean(np.log(parabola), axis=1)))
-    ratio[FIXED] = parabola[best]
+    fixed_shares = of_share(shares)
+    best = int(np.argmin(np.mean(np.log(fixed_shares), axis=1)))
+    ratio[FIXED] = fixed_shares[best]
     for name, held in NOISELESS.items():
         ratio[name] = of_share(np.array([limit(pool(prompts, seed=seed), group, held) for seed in range(count)]))
     how = "enumerated" if prompts in ENUMERATED else f"{draws} batches"
@@ -125,9 +123,16 @@ def pools(prompts: int, group: int, count: int, draws: int) -> list[dict]:
         if name == FIXED:
             row |= {"λ": float(shares[best, 0])}
         if name == LEFT_OUT:
-            row |= dict(zip(("over fixed λ", "its low", "its high"), geometric(values / parabola[best]), strict=True))
+            row |= dict(
+                zip(("over fixed λ", "its low", "its high"), geometric(values / fixed_shares[best]), strict=True)
+            )
         rows.append(row)
     return rows
+
+
+def parabola(none: np.ndarray, half: np.ndarray, one: np.ndarray, share: np.ndarray | float) -> np.ndarray:
+    """The variance at a fixed λ from those at 0, 1/2 and 1: the estimate mixes two, so its variance is a parabola."""
+    return none + share * (4 * half - 3 * none - one) + share**2 * (2 * none + 2 * one - 4 * half)
 
 
 def limit(tables: tuple, group: int, held: int) -> float:

@@ -57,8 +57,7 @@ def test_shrinkage_that_leaks_or_gains_nothing_is_refuted():
 def test_a_fixed_weight_gives_a_parabola_between_the_two_baselines():
     tables = problems.pool(2, seed=3)
     spread = [moments(shrinkage.fixed(x), tables, 2, prompts=None).trace_var for x in (0.0, 0.5, 1.0, 0.3)]
-    fitted = np.polyval(np.polyfit([0, 0.5, 1], spread[:3], 2), 0.3)
-    np.testing.assert_allclose(spread[3], fitted, rtol=1e-9)
+    np.testing.assert_allclose(spread[3], shrinkage.parabola(*spread[:3], 0.3), rtol=1e-9)
     plain = moments(shrinkage.leave_one_out(), tables, 2, prompts=None).trace_var
     np.testing.assert_allclose(spread[0], plain, rtol=1e-9)
 
