@@ -13,7 +13,7 @@ from jaxrl_llm.random import Stream, named_key, stream_key, token_noise
 from jaxrl_llm.types import Rollout
 from jaxrl_llm.variance.credit import segment_of
 from jaxrl_llm.variance.empirical_backends import Answer, Backend, Tree, count_sketch
-from jaxrl_llm.variance.gram import ScoreGram, gram_of
+from jaxrl_llm.variance.gram import ScoreGram
 
 
 def score_gram(
@@ -34,7 +34,8 @@ def score_gram(
                     optimizer, as with 1/(√v + eps) of Adam
     seed            of the sketch or the adapters
 
-    Answers that are not valid have scores of 0. Raises ValueError where the rows would not fit the back end's bound.
+    Answers that are not valid have scores of 0. Raises ValueError where the rows of two answers do not fit the
+    back end's bound.
     """
     if segments < 1:
         raise ValueError(f"segments must be at least 1, not {segments}")
@@ -44,8 +45,8 @@ def score_gram(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _score_gram(backend: Backend, policy, segments: int, params, preconditioner, key, rollout: Rollout) -> ScoreGram:
-    rows = backend.rows(policy, params, preconditioner, key, answers_of(rollout, segments), segments)
-    return gram_of(rows.reshape(*rollout.reward.shape, segments, -1))
+    inner = backend.gram(policy, params, preconditioner, key, answers_of(rollout, segments), segments)
+    return ScoreGram(inner=inner.reshape(*(*rollout.reward.shape, segments) * 2))
 
 
 def answers_of(rollout: Rollout, segments: int) -> Answer:

@@ -200,6 +200,19 @@ def test_the_numeric_floor_is_rounding_and_scales_with_the_square_of_the_credit(
     assert none == 0
 
 
+@pytest.mark.parametrize(("segments", "answers"), [(1, 4), (2, 1)])
+def test_scores_that_do_not_fit_together_are_made_block_by_block(segments, answers):
+    policy, params, rollout = problem()
+    each = 4 * policy.parameter_count() * segments
+    whole = score_gram(policy, params, rollout, segments=segments, backend=exact())
+    room = 2 * answers * each
+    assert rollout.reward.size % answers or answers == 1
+    assert room < each * rollout.reward.size, "all rows must not fit"
+    parts = score_gram(policy, params, rollout, segments=segments, backend=exact(max_bytes=room))
+    assert_near(parts.inner, whole.inner)
+    np.testing.assert_array_equal(parts.matrix, parts.matrix.T)
+
+
 def test_wrong_uses_are_refused():
     policy, params, rollout = problem()
     with pytest.raises(ValueError, match=r"more than max_bytes=1000: take count_sketch"):
