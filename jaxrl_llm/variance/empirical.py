@@ -1,6 +1,8 @@
 """Inner products of the scores of a neural policy on a frozen batch."""
 
+import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +88,13 @@ def tokens_at(policy: Policy, params: Params, rollout: Rollout) -> Tokens:
     )
 
 
+class Floor(NamedTuple):
+    """|difference|² of K estimates, by what changes nothing but rounding."""
+
+    order: Float[Array, " K"]  # all answers at once, and one after another from the last
+    precision: Float[Array, " K"]  # float32, and activations in bfloat16
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def numeric_floor(
     policy: Policy,
@@ -93,17 +102,24 @@ def numeric_floor(
     rollout: Rollout,
     credit: Float[Array, "K P G T"],
     preconditioner: Tree | None = None,
-) -> Float[Array, " K"]:
-    """|∇ - ∇'|² of Σ c log π for K sets of coefficients: all answers at once, and one after another from the last.
+) -> Floor:
+    """|∇ - ∇'|² of Σ c log π for K sets of coefficients, in another order of summation and in another precision.
 
-    The two differ by the order of summation alone. A spread that is not well above it is rounding.
+    A spread that is not well above the first is rounding; the second says what bfloat16 adds to an estimate.
     """
     answers = answers_of(rollout, 1)
     rows = (answers.prompt, answers.prompt_mask, answers.answer[:, None], answers.acted[:, None])
+    other = dataclasses.replace(policy, config=dataclasses.replace(policy.config, bfloat16=not policy.config.bfloat16))
 
-    def loss(params, rows, credit):
+    def loss(params, rows, credit, policy=policy):
         logp = answer_logp(policy, params, *rows)[0]
         return jnp.sum(credit * logp)
+
+    def apart(one, two):
+        gap = jax.tree.map(jnp.subtract, one, two)
+        if preconditioner is not None:
+            gap = jax.tree.map(jnp.multiply, gap, preconditioner)
+        return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gap))
 
     def one(credit):
         credit = credit.reshape(len(credit) * credit.shape[1], 1, -1)
@@ -114,9 +130,6 @@ def numeric_floor(
             return jax.tree.map(jnp.add, total, part), None
 
         parts, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, whole), (rows, credit), reverse=True)
-        gap = jax.tree.map(jnp.subtract, whole, parts)
-        if preconditioner is not None:
-            gap = jax.tree.map(jnp.multiply, gap, preconditioner)
-        return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gap))
+        return Floor(apart(whole, parts), apart(whole, jax.grad(loss)(params, rows, credit, other)))
 
     return jax.lax.map(one, credit)

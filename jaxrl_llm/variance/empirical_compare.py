@@ -46,7 +46,8 @@ def compare(
     an answer, scaled by `preconditioner`: see `score_gram`. `settings` are the fields of `Settings`.
 
     `floor` of the result is |difference|² of the estimate of one unit between two orders of summation: a spread below
-    it is rounding. Raises ValueError where an estimator has no meaning on this batch.
+    it is rounding; `precision` that between float32 and bfloat16. Raises ValueError where an estimator has no meaning
+    on this batch.
     """
     chosen, backend = settings_of(settings), backend or count_sketch()
     rollout = only_valid(rollout)
@@ -56,13 +57,14 @@ def compare(
         policy, params, rollout, backend=backend, segments=segments, preconditioner=preconditioner, seed=chosen.seed
     )
     result, credit = _compared(estimators, gram, rollout, tokens, chosen)
-    floor = {}
+    floor, precision = {}, {}
     if chosen.floor:
         units = units_of(rollout, chosen)
         batch = _picked(rollout, tokens, units.prompt[0, 0], units.answer[0, 0])[0]
         each = {name: numeric_floor(policy, params, batch, c[None], preconditioner) for name, c in credit.items()}
-        floor = {name: float(gap[0]) for name, gap in each.items()}
-    return dataclasses.replace(result, floor=floor, backend=backend.name)
+        floor = {name: float(gap.order[0]) for name, gap in each.items()}
+        precision = {name: float(gap.precision[0]) for name, gap in each.items()}
+    return dataclasses.replace(result, floor=floor, precision=precision, backend=backend.name)
 
 
 def compare_scores(
@@ -103,6 +105,7 @@ def _compared(
         claims={name: claim_of(estimator) for name, estimator in estimators.items()},
         coarse=coarse,
         floor={},
+        precision={},
         baseline=first,
         units=len(units.prompt),
         groups=units.prompt.shape[1],

@@ -192,10 +192,15 @@ def test_sharded_sketches_are_the_unsharded_ones(mesh):
 def test_the_numeric_floor_is_rounding_and_scales_with_the_square_of_the_credit():
     policy, params, rollout = problem()
     credit = jnp.asarray(np.random.default_rng(0).normal(size=rollout.acted.shape), jnp.float32) * rollout.acted
-    some, twice, none = numeric_floor(policy, params, rollout, jnp.stack([credit, 2 * credit, 0 * credit]))
+    floor = numeric_floor(policy, params, rollout, jnp.stack([credit, 2 * credit, 0 * credit]))
+    some, twice, none = floor.order
     flat = token_scores(policy, params, rollout)
     size = np.sum(np.einsum("pmt,pmtd->d", np.asarray(credit), flat) ** 2)
     assert 0 < some < 1e-10 * size
+    assert twice == 4 * some
+    assert none == 0
+    some, twice, none = floor.precision
+    assert 1e-7 * size < some < 1e-2 * size, "bfloat16 has 8 bits, and a square twice as many"
     assert twice == 4 * some
     assert none == 0
 
