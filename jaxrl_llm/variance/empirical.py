@@ -91,7 +91,7 @@ def tokens_at(policy: Policy, params: Params, rollout: Rollout) -> Tokens:
 class Floor(NamedTuple):
     """|difference|² of K estimates, by what changes nothing but rounding."""
 
-    order: Float[Array, " K"]  # all answers at once, and one after another from the last
+    order: Float[Array, " K"]  # all answers at once, and in two halves, the last one first
     precision: Float[Array, " K"]  # float32, and activations in bfloat16
 
 
@@ -111,9 +111,8 @@ def numeric_floor(
     rows = (answers.prompt, answers.prompt_mask, answers.answer[:, None], answers.acted[:, None])
     other = dataclasses.replace(policy, config=dataclasses.replace(policy.config, bfloat16=not policy.config.bfloat16))
 
-    def loss(params, rows, credit, policy=policy):
-        logp = answer_logp(policy, params, *rows)[0]
-        return jnp.sum(credit * logp)
+    def pull(policy, rows):
+        return jax.vjp(lambda p: answer_logp(policy, p, *rows)[0], params)[1]
 
     def apart(one, two):
         gap = jax.tree.map(jnp.subtract, one, two)
@@ -121,15 +120,13 @@ def numeric_floor(
             gap = jax.tree.map(jnp.multiply, gap, preconditioner)
         return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gap))
 
+    middle = len(answers.answer) // 2
+    first, last = jax.tree.map(lambda x: x[:middle], rows), jax.tree.map(lambda x: x[middle:], rows)
+    whole, rough, early, late = pull(policy, rows), pull(other, rows), pull(policy, first), pull(policy, last)
+
     def one(credit):
         credit = credit.reshape(len(credit) * credit.shape[1], 1, -1)
-        whole = jax.grad(loss)(params, rows, credit)
-
-        def add(total, row):
-            part = jax.grad(loss)(params, *jax.tree.map(lambda x: x[None], row))
-            return jax.tree.map(jnp.add, total, part), None
-
-        parts, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, whole), (rows, credit), reverse=True)
-        return Floor(apart(whole, parts), apart(whole, jax.grad(loss)(params, rows, credit, other)))
+        (at_once,), (halved,) = whole(credit), jax.tree.map(jnp.add, late(credit[middle:]), early(credit[:middle]))
+        return Floor(apart(at_once, halved), apart(at_once, rough(credit)[0]))
 
     return jax.lax.map(one, credit)

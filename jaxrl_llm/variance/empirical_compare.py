@@ -61,9 +61,8 @@ def compare(
     if chosen.floor:
         units = units_of(rollout, chosen)
         batch = _picked(rollout, tokens, units.prompt[0, 0], units.answer[0, 0])[0]
-        each = {name: numeric_floor(policy, params, batch, c[None], preconditioner) for name, c in credit.items()}
-        floor = {name: float(gap.order[0]) for name, gap in each.items()}
-        precision = {name: float(gap.precision[0]) for name, gap in each.items()}
+        gaps = numeric_floor(policy, params, batch, jnp.stack(list(credit.values())), preconditioner)
+        floor, precision = (dict(zip(credit, np.asarray(x).tolist(), strict=True)) for x in gaps)
     return dataclasses.replace(result, floor=floor, precision=precision, backend=backend.name)
 
 
