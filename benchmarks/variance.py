@@ -1,6 +1,6 @@
 """What the variance laboratory costs: exact enumeration, and one frozen batch under many estimators.
 
-    python benchmarks/variance.py            # 5 minutes on 2 cores; prints tables, and a line of JSON
+    python benchmarks/variance.py            # 3 minutes on 2 cores; prints tables, and a line of JSON
     python benchmarks/variance.py --quick    # tiny sizes: only that everything runs
 
     enumeration   bias, variance and the rest of 20 estimators, over all groups of 4 among the 15 answers of the bigram

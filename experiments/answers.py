@@ -11,7 +11,7 @@ import jax
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from experiments.decisions import WORDS, Part, decide
+from experiments.decisions import WORDS, Part, decide, listed, shown
 from jaxrl_llm.report_plots import STYLE
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def publish(  # noqa: PLR0913 - the parts of an answer, all by name
     figure.savefig(out / "plot.png", dpi=150, metadata={"Software": None})
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     (out / "answer.md").write_text(
-        f"# {question}\n\n**Claim.** {claim}\n\n**Verdict: {verdict}** at this scale. {reason}\n\n"
+        f"# {question}\n\n**Claim.** {claim}\n\n{shown(verdict, reason)}\n\n"
         f"{markdown(columns, rows)}\n![figure](plot.png)\n\n{versions}; {jax.default_backend()}.\n\n    {command}\n",
         encoding="utf-8",
     )
@@ -99,8 +99,8 @@ def exact(value: Any) -> tuple[float, float, float]:
 
 def decided(parts: list[Part]) -> tuple[str, str]:
     """`decide`, but figures without error are shown without an interval."""
-    shown = []
+    texts = []
     for part in parts:
         _, low, high = part.interval
-        shown.append(str(part).replace(f" [{low:.4g}, {high:.4g}]", "") if low == high else str(part))
-    return decide(parts)[0], "; ".join(shown) + "."
+        texts.append(str(part).replace(f" [{low:.4g}, {high:.4g}]", "") if low == high else str(part))
+    return decide(parts)[0], listed(texts)
