@@ -2,6 +2,7 @@
 
     python benchmarks/sweep.py               # some minutes on 2 cores; prints tables, and a line of JSON
     python benchmarks/sweep.py --repeats 1   # quicker, noisier
+    python benchmarks/sweep.py --quick       # tiny sizes, without PyTorch: only that everything runs
 
 Everything runs in one process and in turn, so that a machine whose speed drifts moves all of it together: quote the
 ratios. Compilation is left out, and stated.
@@ -44,13 +45,20 @@ MODEL = DecoderConfig(layers=2, width=64, heads=2, kv_heads=1, head_size=32, mlp
 TORCH_STEPS = 20
 
 
-def configuration(recipe: str = "rloo") -> Config:
+def configuration() -> Config:
     """Small enough for two cores; two looks at the held-out problems."""
     return Config(
-        **{"task": "addition,digits=2,heldout=256", "recipe": recipe, "steps": STEPS, "prompts_per_step": 32},
+        **{"task": "addition,digits=2,heldout=256", "recipe": "rloo", "steps": STEPS, "prompts_per_step": 32},
         **{"answers_per_prompt": 8, "eval_every": 25, "eval_problems": 128, "eval_samples": 4},
         **{"model": MODEL, "warmup": WarmUp(max_steps=0), "measure_kl": False, "max_grad_norm": 0.0},
     )
+
+
+def tiny() -> Config:
+    """The same, over in seconds."""
+    small = DecoderConfig(layers=1, width=16, heads=2, kv_heads=1, head_size=8, mlp_width=32)
+    sizes = {"steps": 2, "prompts_per_step": 8, "answers_per_prompt": 2, "eval_every": 1, "eval_problems": 8}
+    return dataclasses.replace(configuration(), model=small, **sizes)
 
 
 def warmed_up(programs: Programs, steps: int = 200) -> Params:
@@ -74,18 +82,17 @@ def in_turn(work: dict[str, Callable[[], object]], repeats: int) -> tuple[dict[s
     return {name: list(times) for name, times in zip(work, zip(*rows, strict=True), strict=True)}, first
 
 
-def sweeps(repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """The three ways to do 16 runs."""
-    config = configuration()
+def sweeps(config: Config, seeds: int, repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """The three ways to do a run for each seed."""
     programs = on_one_device(config)
     params = warmed_up(programs)
     run = compiled(programs)
     alone, rate = on_one_device(dataclasses.replace(config, seed=1)), config.learning_rate
     evaluator = evaluator_of(alone)
     work = {
-        "together": lambda: run(params, range(SEEDS), [rate] * SEEDS),
-        "one program": lambda: [run(params, [seed], [rate]) for seed in range(SEEDS)],
-        "step by step": lambda: [by_hand(alone, evaluator, params) for _ in range(SEEDS)],  # compiled once for all
+        "together": lambda: run(params, range(seeds), [rate] * seeds),
+        "one program": lambda: [run(params, [seed], [rate]) for seed in range(seeds)],
+        "step by step": lambda: [by_hand(alone, evaluator, params) for _ in range(seeds)],  # compiled once for all
     }
     return in_turn(work, repeats)
 
@@ -138,13 +145,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each way (default: 5)")
     parser.add_argument("--only", choices=["sweep", "torch"], help="leave the other half out")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch (default: all cores)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one repeat, without PyTorch")
     arguments = parser.parse_args()
-    console, config = Console(), configuration()
+    config, seeds, repeats = configuration(), SEEDS, arguments.repeats
+    if arguments.quick:
+        config, seeds, repeats, arguments.only = tiny(), 2, 1, "sweep"
+    console = Console()
     answers = config.prompts_per_step * config.answers_per_prompt
     found = {"jax": jax.__version__, "device": jax.local_devices()[0].device_kind}
     if arguments.only != "torch":
-        found["sweep"], found["first"] = sweeps(arguments.repeats)
-        show(console, f"{SEEDS} runs of {STEPS} steps", found["sweep"], SEEDS * STEPS * answers)
+        found["sweep"], found["first"] = sweeps(config, seeds, repeats)
+        show(console, f"{seeds} runs of {config.steps} steps", found["sweep"], seeds * config.steps * answers)
         first = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["first"].items())
         console.print(f"first calls, with compilation: {first}")
     if arguments.only != "sweep":

@@ -11,11 +11,10 @@ import jax
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from experiments.decisions import Part, decide
+from experiments.decisions import WORDS, Part, decide, listed, shown
 from jaxrl_llm.report_plots import STYLE
 
 ROOT = pathlib.Path(__file__).parents[1]
-WORDS = ("reproduced", "refuted", "undecided")
 PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
@@ -50,7 +49,7 @@ def publish(  # noqa: PLR0913 - the parts of an answer, all by name
     figure.savefig(out / "plot.png", dpi=150, metadata={"Software": None})
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     (out / "answer.md").write_text(
-        f"# {question}\n\n**Claim.** {claim}\n\n**Verdict: {verdict}** at this scale. {reason}\n\n"
+        f"# {question}\n\n**Claim.** {claim}\n\n{shown(verdict, reason)}\n\n"
         f"{markdown(columns, rows)}\n![figure](plot.png)\n\n{versions}; {jax.default_backend()}.\n\n    {command}\n",
         encoding="utf-8",
     )
@@ -72,20 +71,25 @@ def command_line(
 
     Without --out a smoke run writes to runs/NAME-smoke and never over the committed answer.
     """
+    with jax.enable_x64(True):
+        return run(*flags(name, question, argv))
+
+
+def flags(name: str, question: str, argv: list[str] | None = None) -> tuple[bool, str, pathlib.Path | None]:
+    """Whether it is a smoke run, the command as one would type it, and where the answer goes; None: the default."""
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("--smoke", action="store_true", help="so small that it shows only that everything runs")
     parser.add_argument("--out", type=pathlib.Path, help=f"folder of the answer; default: experiments/results/{name}")
     chosen = parser.parse_args(argv)
     command = f"python -m experiments.{name}" + (" --smoke" if chosen.smoke else "")
-    with jax.enable_x64(True):
-        return run(chosen.smoke, command, chosen.out or (ROOT / "runs" / f"{name}-smoke" if chosen.smoke else None))
+    return chosen.smoke, command, chosen.out or (ROOT / "runs" / f"{name}-smoke" if chosen.smoke else None)
 
 
-def figure_of(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
-    """A figure in the style of the reports, and its axes."""
+def figure_of(rows: int, columns: int, size: tuple[float, float], **ratios: Any) -> tuple[Figure, Any]:
+    """A figure in the style of the reports, and its axes; `ratios` are those of widths and heights."""
     with mpl.rc_context({key: value for key, value in STYLE.items() if key != "svg.hashsalt"}):
         figure = Figure(figsize=size, layout="constrained")
-        return figure, figure.subplots(rows, columns)
+        return figure, figure.subplots(rows, columns, gridspec_kw=ratios)
 
 
 def exact(value: Any) -> tuple[float, float, float]:
@@ -95,8 +99,8 @@ def exact(value: Any) -> tuple[float, float, float]:
 
 def decided(parts: list[Part]) -> tuple[str, str]:
     """`decide`, but figures without error are shown without an interval."""
-    shown = []
+    texts = []
     for part in parts:
         _, low, high = part.interval
-        shown.append(str(part).replace(f" [{low:.4g}, {high:.4g}]", "") if low == high else str(part))
-    return decide(parts)[0], "; ".join(shown) + "."
+        texts.append(str(part).replace(f" [{low:.4g}, {high:.4g}]", "") if low == high else str(part))
+    return decide(parts)[0], listed(texts)

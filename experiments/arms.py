@@ -16,7 +16,7 @@ SILENT = ("mesh", "checkpoint_every", "keep_checkpoints", "samples_every", "vari
 # What a smoke run changes, whatever an arm says of it.
 SMOKE = {
     **{"steps": 4, "prompts_per_step": 8, "answers_per_prompt": 4, "accumulation": 1},
-    **{"eval_every": 2, "eval_problems": 32, "eval_samples": 2},
+    **{"eval_every": 2, "eval_problems": 32},  # with the samples of the base: an experiment may read its pass@k
     "warmup": WarmUp(max_steps=10, check_every=10, batch=32),
     "model": DecoderConfig(layers=1, width=16, heads=2, kv_heads=1, head_size=8, mlp_width=32),
 }
@@ -75,7 +75,7 @@ def base_digest(config: Config) -> str:
 
 
 def smaller(arm: Arm) -> Arm:
-    """An arm without what a smoke run decides."""
+    """An arm without what a smoke run decides, but for the size of its groups, which may be all that sets it apart."""
     if isinstance(arm, Config):
         return dataclasses.replace(arm, **SMOKE)
-    return {field: value for field, value in arm.items() if field not in SMOKE}
+    return {field: value for field, value in arm.items() if field not in SMOKE or field == "answers_per_prompt"}

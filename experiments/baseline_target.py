@@ -12,9 +12,9 @@ the gain of b* (in logs); length is refuted if it keeps less than a quarter.
 
 import numpy as np
 
-from experiments.answers import publish
+from experiments.answers import figure_of, publish
 from experiments.decisions import Part, decide
-from experiments.pool_reports import arguments, figure_of, geometric_mean, ratio_of_sums, sizes
+from experiments.pool_reports import arguments, geometric_mean, ratio_of_sums, sizes
 from experiments.pools import Laboratory, Pool, pools
 from jaxrl_llm.report_plots import PALETTE
 

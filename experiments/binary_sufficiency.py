@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.answers import publish
+from experiments.answers import figure_of, publish
 from experiments.decisions import Part, decide
-from experiments.pool_reports import arguments, figure_of, ratio_of_sums, sizes
+from experiments.pool_reports import arguments, ratio_of_sums, sizes
 from experiments.pools import Laboratory, Pool, pools, resample
 from jaxrl_llm import advantages as parts_of
 from jaxrl_llm.report_plots import PALETTE

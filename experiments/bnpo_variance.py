@@ -11,9 +11,9 @@ import dataclasses
 
 import numpy as np
 
-from experiments.answers import publish
+from experiments.answers import figure_of, publish
 from experiments.decisions import Part, decide
-from experiments.pool_reports import arguments, figure_of
+from experiments.pool_reports import arguments
 from experiments.pools import STANDARD, Laboratory, checkpoints
 from experiments.standard import BASE
 from jaxrl_llm.estimators import estimators_of, needs_of

@@ -1,10 +1,11 @@
 """A verdict from intervals and bounds that were stated before: no number is looked at by a person first."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-WORDS = {True: "reproduced", False: "refuted", None: "undecided"}
+WORDS = ("reproduced", "refuted", "undecided")
 
 
 class Part(NamedTuple):
@@ -37,5 +38,16 @@ def decide(parts: Sequence[Part]) -> tuple[str, str]:
     if not parts:
         raise ValueError("a verdict needs at least one part")
     held = [part.holds for part in parts]
-    word = WORDS[False if False in held else None if None in held else True]
-    return word, "; ".join(map(str, parts)) + "."
+    word = WORDS[1 if False in held else 2 if None in held else 0]
+    return word, listed(map(str, parts))
+
+
+def listed(parts: Iterable[str]) -> str:
+    """A list in Markdown, apart from what stands before and behind it."""
+    return "\n\n" + "".join(f"- {part}\n" for part in parts) + "\n"
+
+
+def shown(word: str, reason: str) -> str:
+    """The verdict as an answer has it."""
+    text = f"**Verdict: {word}** at this scale. {reason}".strip()
+    return re.sub(r" *\n *", "\n", text)

@@ -12,13 +12,13 @@ import tyro
 from rich.console import Console
 
 from experiments.arms import Arm
+from experiments.decisions import WORDS, shown
 from experiments.present import Findings
 from experiments.sweep import Sweep
 from jaxrl_llm.config import Config, ConfigError
 from jaxrl_llm.spec import nearest
 
 ROOT = pathlib.Path(__file__).parents[1]
-WORDS = ("reproduced", "refuted", "undecided")
 
 
 class Verdict(NamedTuple):
@@ -149,7 +149,7 @@ class Experiment:
         return (
             f"# {self.question}\n\n"
             f"**Claim.** {self.claim}\n\n"
-            f"**Verdict: {verdict.word}** at this scale. {verdict.reason}\n\n"
+            f"{shown(verdict.word, verdict.reason)}\n\n"
             f"{findings.markdown()}\n"
             f"![plot](plot.png)\n\n"
             f"Base policy of seed {first['seed']} on `{first['task']}`, then {size} in each of seeds "

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.answers import publish
+from experiments.answers import figure_of, publish
 from experiments.binary_sufficiency import SCHEMES
 from experiments.decisions import Part, decide
-from experiments.pool_reports import arguments, figure_of, ratio_of_sums, sizes
+from experiments.pool_reports import arguments, ratio_of_sums, sizes
 from experiments.pools import Laboratory, Pool, pools
 from jaxrl_llm.advantages import bare_rollout
 from jaxrl_llm.report_plots import PALETTE
@@ -158,7 +158,8 @@ def _figure(found: Weights, rate: np.ndarray):
     figure, axes = figure_of(3, 4, (12, 8))
     p = np.linspace(0.02, 0.98, 193)
     with jax.enable_x64(True):
-        curves = {name: slope(scheme_of(t, GROUP).coefficients, jnp.asarray(p)) for name, t in SCHEMES.items()}
+        law = lambda t: np.asarray(slope(scheme_of(t, GROUP).coefficients, jnp.asarray(p)))  # noqa: E731
+        curves = {name: law(t) for name, t in SCHEMES.items()}
     for axis, (name, curve) in zip(axes.ravel(), curves.items(), strict=True):
         if name in LIMITS:
             axis.plot(p, LIMITS[name](p), ":", color="#777777", linewidth=1, label="limit of large groups")

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.answers import publish
+from experiments.answers import figure_of, publish
 from experiments.decisions import Part, decide
-from experiments.pool_reports import arguments, figure_of, geometric_mean, ratio_of_sums, sizes
+from experiments.pool_reports import arguments, geometric_mean, ratio_of_sums, sizes
 from experiments.pools import Laboratory, Pool, pools
 from jaxrl_llm.advantages import bare_rollout, group_mean, leave_one_out, no_baseline
 from jaxrl_llm.report_plots import PALETTE
@@ -157,7 +157,7 @@ def run(lab: Laboratory, command: str, out=None, *, answers: int = 4_000_000) ->
         word, reason = decide(parts(found, law, groups))
         rows = [*_rows(pool, law, found, groups)]
         figure = _figure(law, found, groups)
-    never = int(np.isinf(np.asarray(law.break_even_group_size)).sum())
+        never = int(np.isinf(np.asarray(law.break_even_group_size)).sum())
     left_out = (found.error >= RESOLVED).sum()
     publish(
         NAME,

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.answers import publish
+from experiments.answers import figure_of, publish
 from experiments.decisions import Part, decide
-from experiments.pool_reports import arguments, figure_of, policy_of
+from experiments.pool_reports import arguments, policy_of
 from experiments.pools import Laboratory, checkpoints
 from jaxrl_llm.advantages import leave_one_out
 from jaxrl_llm.policies.logp import answer_logp

@@ -1,39 +1,19 @@
-"""What experiments on pools share: intervals over prompts, the command line, figures, and a word on the sizes."""
+"""What experiments on pools share: intervals over prompts, the laboratory of a command, and a word on the sizes."""
 
-import argparse
 import pathlib
 import tempfile
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 
+from experiments.answers import flags
 from experiments.pools import BETWEEN, STANDARD, Laboratory, smoke
 from jaxrl_llm.policies.policy import Policy
-from jaxrl_llm.report_plots import STYLE
-
-RUNS = pathlib.Path(__file__).parents[1] / "runs"
 
 
 def arguments(name: str, question: str, argv: list[str] | None = None) -> tuple[Laboratory, str, pathlib.Path | None]:
     """`python -m experiments.NAME [--smoke] [--out DIR]` -> laboratory, the command, and where the answer goes."""
-    parser = argparse.ArgumentParser(description=question)
-    parser.add_argument("--smoke", action="store_true", help="so small that it shows only that everything runs")
-    parser.add_argument("--out", type=pathlib.Path, help=f"folder of the answer; default: experiments/results/{name}")
-    chosen = parser.parse_args(argv)
-    if not chosen.smoke:
-        return STANDARD, f"python -m experiments.{name}", chosen.out
-    cache = pathlib.Path(tempfile.gettempdir()) / "jaxrl_llm-smoke"
-    return smoke(cache), f"python -m experiments.{name} --smoke", chosen.out or RUNS / f"{name}-smoke"
-
-
-def figure_of(rows: int, columns: int, size: tuple[float, float], **ratios: Any) -> tuple[Figure, Any]:
-    """A figure in the style of the reports, and its axes."""
-    with mpl.rc_context({key: value for key, value in STYLE.items() if key != "svg.hashsalt"}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(rows, columns, gridspec_kw=ratios)
-    return figure, axes
+    small, command, out = flags(name, question, argv)
+    return smoke(pathlib.Path(tempfile.gettempdir()) / "jaxrl_llm-smoke") if small else STANDARD, command, out
 
 
 def policy_of(lab: Laboratory) -> str:

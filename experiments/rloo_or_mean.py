@@ -33,9 +33,10 @@ MARGIN = 0.02  # of held-out accuracy: less does not count as a difference
 
 def decide(findings: Findings) -> Verdict:
     """Reproduced: the first gradients differ by (G-1)/G to 1e-4, and at matched step size both pairs of arms end within
-    the margin, with their whole interval. Refuted: the gradients differ otherwise, or an interval is outside of it."""
+    the margin, with their whole interval. Refuted: the gradients differ otherwise, or an interval is outside of it.
+    A first gradient of 0 tells nothing."""
     first = [findings.curve(arm, "grad_norm")[1][:, 0] for arm in ("mean, SGD", "RLOO, SGD")]
-    ratio = first[0] / first[1]
+    ratio = np.divide(first[0], first[1], out=np.full(len(first[1]), np.nan), where=first[1] > 0)
     off = float(np.max(np.abs(ratio - (G - 1) / G)))
     pairs = {
         "SGD": findings.difference("mean, SGD, rate x G/(G-1)", "RLOO, SGD"),
@@ -49,7 +50,7 @@ def decide(findings: Findings) -> Verdict:
     )
     if off > 1e-4 or any(pair.low > MARGIN or pair.high < -MARGIN for pair in pairs.values()):
         return Verdict("refuted", reason)
-    if all(pair.low > -MARGIN and pair.high < MARGIN for pair in pairs.values()):
+    if off <= 1e-4 and all(pair.low > -MARGIN and pair.high < MARGIN for pair in pairs.values()):
         return Verdict("reproduced", reason)
     return Verdict("undecided", reason)
 

@@ -11,9 +11,9 @@ form without the own answer still varies less than leave-one-out. A variance is 
 
 import numpy as np
 
-from experiments.answers import publish
+from experiments.answers import figure_of, publish
 from experiments.decisions import Part, decide
-from experiments.pool_reports import arguments, figure_of, geometric_mean, mean, ratio_of_sums, sizes
+from experiments.pool_reports import arguments, geometric_mean, mean, ratio_of_sums, sizes
 from experiments.pools import Figures, Laboratory, pools, resample
 from jaxrl_llm.advantages import energy_weighted, group_mean, leave_one_out, length_weighted, logit_proxy_weighted
 from jaxrl_llm.report_plots import PALETTE

@@ -31,16 +31,38 @@ def named(module: str):
     return importlib.import_module(module), module.rpartition(".")[2]
 
 
+def quick(name: str) -> str:
+    """What the quick form of a benchmark prints."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "error"}
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=500)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
 @pytest.mark.slow
 def test_every_estimator_has_a_row_in_the_benchmark():
-    quick = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "error"}
-    quick["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-    command = [sys.executable, str(ROOT / "benchmarks" / "estimators.py"), "--quick"]
-    run = subprocess.run(command, env=quick, capture_output=True, text=True, check=False, timeout=300)
-    assert run.returncode == 0, run.stderr[-2000:]
-    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", run.stdout, re.M)
+    printed = quick("estimators")
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", printed, re.M)
     assert {name for name, _ in rows} >= transforms() | set(losses.__all__) - RECORDS - MEASURES
     assert len(rows) == len({name for name, _ in rows})
-    ratios = json.loads(run.stdout.splitlines()[-1])["ratio"]
+    ratios = json.loads(printed.splitlines()[-1])["ratio"]
     assert {name.partition(".")[2] for name in ratios} == {name for name, _ in rows}
     assert all(ratio > 0 for ratio in ratios.values())
+
+
+@pytest.mark.long
+def test_the_variance_laboratory_is_timed_and_weighed():
+    found = json.loads(quick("variance").splitlines()[-1])["found"]
+    assert set(found) == {"enumeration", "comparison, 12", "comparison, 1"}
+    for figures in found.values():
+        assert figures["first"] > 0 and len(figures["later"]) == 2 and min(figures["later"]) > 0  # noqa: PT018
+        assert figures["bytes"] > 0
+
+
+@pytest.mark.long
+def test_three_ways_to_do_a_sweep_are_timed():
+    found = json.loads(quick("sweep").splitlines()[-1])
+    assert set(found["sweep"]) == set(found["first"]) == {"together", "one program", "step by step"}
+    assert all(len(times) == 1 and times[0] > 0 for times in found["sweep"].values())

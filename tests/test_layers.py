@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -36,6 +37,7 @@ LAYERS = {
     "variance/empirical_tables": 3,
     "variance/empirical_units": 3,
     "variance/plots": 4,
+    "variance/policy_table": 3,
     "anchors": 3,
     "companions": 3,
     "measurements": 3,
@@ -313,3 +315,15 @@ def test_a_broken_package_is_caught(check, package):
 
 def test_the_package_was_found():
     assert {"types.py", "advantages/_base.py", "losses/objective.py"} <= set(PACKAGE)
+
+
+def test_the_exact_laboratory_does_without_flax():
+    """`compare` needs it, and is there all the same."""
+    code = (
+        "import sys; from jaxrl_llm import variance; assert 'flax' not in sys.modules; "
+        "assert variance.moments.RlooMoments is variance.RlooMoments; variance.exact.moments; variance.compare; "
+        "assert 'flax' in sys.modules; assert all(hasattr(variance, name) for name in variance.__all__); "
+        "assert callable(variance.policy_table) and callable(variance.policy_table)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -1,6 +1,8 @@
 """Inner products of the scores of a neural policy on a frozen batch."""
 
+import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from jaxrl_llm.random import Stream, named_key, stream_key, token_noise
 from jaxrl_llm.types import Rollout
 from jaxrl_llm.variance.credit import segment_of
 from jaxrl_llm.variance.empirical_backends import Answer, Backend, Tree, count_sketch
-from jaxrl_llm.variance.gram import ScoreGram, gram_of
+from jaxrl_llm.variance.gram import ScoreGram
 
 
 def score_gram(
@@ -34,7 +36,8 @@ def score_gram(
                     optimizer, as with 1/(√v + eps) of Adam
     seed            of the sketch or the adapters
 
-    Answers that are not valid have scores of 0. Raises ValueError where the rows would not fit the back end's bound.
+    Answers that are not valid have scores of 0. Raises ValueError where the rows of two answers do not fit the
+    back end's bound.
     """
     if segments < 1:
         raise ValueError(f"segments must be at least 1, not {segments}")
@@ -44,8 +47,8 @@ def score_gram(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _score_gram(backend: Backend, policy, segments: int, params, preconditioner, key, rollout: Rollout) -> ScoreGram:
-    rows = backend.rows(policy, params, preconditioner, key, answers_of(rollout, segments), segments)
-    return gram_of(rows.reshape(*rollout.reward.shape, segments, -1))
+    inner = backend.gram(policy, params, preconditioner, key, answers_of(rollout, segments), segments)
+    return ScoreGram(inner=inner.reshape(*(*rollout.reward.shape, segments) * 2))
 
 
 def answers_of(rollout: Rollout, segments: int) -> Answer:
@@ -85,6 +88,13 @@ def tokens_at(policy: Policy, params: Params, rollout: Rollout) -> Tokens:
     )
 
 
+class Floor(NamedTuple):
+    """|difference|² of K estimates, by what changes nothing but rounding."""
+
+    order: Float[Array, " K"]  # all answers at once, and in two halves, the last one first
+    precision: Float[Array, " K"]  # float32, and activations in bfloat16
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def numeric_floor(
     policy: Policy,
@@ -92,30 +102,31 @@ def numeric_floor(
     rollout: Rollout,
     credit: Float[Array, "K P G T"],
     preconditioner: Tree | None = None,
-) -> Float[Array, " K"]:
-    """|∇ - ∇'|² of Σ c log π for K sets of coefficients: all answers at once, and one after another from the last.
+) -> Floor:
+    """|∇ - ∇'|² of Σ c log π for K sets of coefficients, in another order of summation and in another precision.
 
-    The two differ by the order of summation alone. A spread that is not well above it is rounding.
+    A spread that is not well above the first is rounding; the second says what bfloat16 adds to an estimate.
     """
     answers = answers_of(rollout, 1)
     rows = (answers.prompt, answers.prompt_mask, answers.answer[:, None], answers.acted[:, None])
+    other = dataclasses.replace(policy, config=dataclasses.replace(policy.config, bfloat16=not policy.config.bfloat16))
 
-    def loss(params, rows, credit):
-        logp = answer_logp(policy, params, *rows)[0]
-        return jnp.sum(credit * logp)
+    def pull(policy, rows):
+        return jax.vjp(lambda p: answer_logp(policy, p, *rows)[0], params)[1]
 
-    def one(credit):
-        credit = credit.reshape(len(credit) * credit.shape[1], 1, -1)
-        whole = jax.grad(loss)(params, rows, credit)
-
-        def add(total, row):
-            part = jax.grad(loss)(params, *jax.tree.map(lambda x: x[None], row))
-            return jax.tree.map(jnp.add, total, part), None
-
-        parts, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, whole), (rows, credit), reverse=True)
-        gap = jax.tree.map(jnp.subtract, whole, parts)
+    def apart(one, two):
+        gap = jax.tree.map(jnp.subtract, one, two)
         if preconditioner is not None:
             gap = jax.tree.map(jnp.multiply, gap, preconditioner)
         return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gap))
+
+    middle = len(answers.answer) // 2
+    first, last = jax.tree.map(lambda x: x[:middle], rows), jax.tree.map(lambda x: x[middle:], rows)
+    whole, rough, early, late = pull(policy, rows), pull(other, rows), pull(policy, first), pull(policy, last)
+
+    def one(credit):
+        credit = credit.reshape(len(credit) * credit.shape[1], 1, -1)
+        (at_once,), (halved,) = whole(credit), jax.tree.map(jnp.add, late(credit[middle:]), early(credit[:middle]))
+        return Floor(apart(at_once, halved), apart(at_once, rough(credit)[0]))
 
     return jax.lax.map(one, credit)

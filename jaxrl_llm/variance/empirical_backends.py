@@ -54,7 +54,7 @@ class Source(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Backend:
     """`source` of scores, `sketch` of them to that many numbers (None: as they are), answers at a time, and how many
-    bytes the rows of all answers may take together."""
+    bytes the rows may take that are held together."""
 
     name: str
     source: Source
@@ -62,18 +62,41 @@ class Backend:
     batch: int = 1
     max_bytes: int = 2**31
 
-    def rows(
+    def gram(
         self, policy: Policy, params: Params, scale: Tree | None, key: Key[Array, ""], answers: Answer, segments: int
-    ) -> Float[Array, "N S D"]:
-        """Rows of N answers, one after another, float32. Raises ValueError where they would not fit `max_bytes`."""
-        width = self.sketch or self.source.size(policy)
-        needed = 4 * width * segments * len(answers.answer)
-        if needed > self.max_bytes:
-            raise ValueError(
-                f"the rows of {len(answers.answer)} answers x {segments} segments x {width} numbers take {needed} "
-                f"bytes, more than max_bytes={self.max_bytes}: take count_sketch(size=...), fewer answers or segments"
-            )
+    ) -> Float[Array, "R R"]:
+        """Inner products of the rows of N answers, R = N S, float32.
 
+        Rows that do not fit `max_bytes` together are made block by block, and again for each other block: slower, the
+        same numbers. Raises ValueError where those of two answers do not fit.
+        """
+        width, count = self.sketch or self.source.size(policy), len(answers.answer)
+        each = 4 * width * segments
+        make = self._maker(policy, params, scale, key, answers, segments)
+        if each * count <= self.max_bytes:
+            rows = make(answers)
+            return _inner(rows, rows)
+        size = self.max_bytes // (2 * each)
+        if not size:
+            raise ValueError(
+                f"the rows of two answers x {segments} segments x {width} numbers take {2 * each} bytes, more than "
+                f"max_bytes={self.max_bytes}: take count_sketch(size=...) or fewer segments"
+            )
+        blocks = -(-count // size)
+        cut = jax.tree.map(lambda x: _blocks(x, blocks, size), answers)
+        at = lambda i: jax.tree.map(lambda x: x[i], cut)  # noqa: E731
+
+        def strip(i):
+            rows = make(at(i))
+            later = jnp.zeros((size * segments, size * segments), jnp.float32)
+            pair = lambda j: jax.lax.cond(j <= i, lambda: _inner(rows, make(at(j))), lambda: later)  # noqa: E731
+            return jnp.moveaxis(jax.lax.map(pair, jnp.arange(blocks)), 0, 1).reshape(size * segments, -1)
+
+        lower = jnp.tril(jax.lax.map(strip, jnp.arange(blocks)).reshape(blocks * size * segments, -1))
+        return (lower + jnp.tril(lower, -1).T)[: count * segments, : count * segments]
+
+    def _maker(self, policy, params, scale, key, answers: Answer, segments: int):
+        """Answers -> rows [R D] of them."""
         of = lambda answer: self.source.scores(policy, params, scale, key, answer, segments)  # noqa: E731
         first = jax.tree.map(lambda x: x[0], answers)
         bits = None if self.sketch is None else sketch_bits(jax.eval_shape(of, first), key)
@@ -81,11 +104,25 @@ class Backend:
         def one(answer):
             return _flat(of(answer), segments) if bits is None else sketched(of(answer), bits, self.sketch)
 
-        return jax.lax.map(one, answers, batch_size=self.batch if self.batch > 1 else None)
+        def rows(some):
+            found = jax.lax.map(one, some, batch_size=self.batch if self.batch > 1 else None)
+            return found.reshape(-1, found.shape[-1])
+
+        return rows
+
+
+def _inner(first: Float[Array, "R D"], second: Float[Array, "Q D"]) -> Float[Array, "R Q"]:
+    return jnp.einsum("rd,qd->rq", first, second, precision=jax.lax.Precision.HIGHEST)
+
+
+def _blocks(x: Array, blocks: int, size: int) -> Array:
+    """[N ...] -> [blocks size ...], the last one filled up with the first rows."""
+    more = blocks * size - len(x)
+    return jnp.concatenate([x, x[:more]]).reshape(blocks, size, *x.shape[1:])
 
 
 def exact(*, batch: int = 1, max_bytes: int = 2**31) -> Backend:
-    """K of the scores themselves: one row of all parameters an answer and segment, all of them kept at once."""
+    """K of the scores themselves: one row of all parameters an answer and segment."""
     return Backend("exact", Source(_gradients, Policy.parameter_count), None, batch, max_bytes)
 
 

@@ -46,7 +46,8 @@ def compare(
     an answer, scaled by `preconditioner`: see `score_gram`. `settings` are the fields of `Settings`.
 
     `floor` of the result is |difference|² of the estimate of one unit between two orders of summation: a spread below
-    it is rounding. Raises ValueError where an estimator has no meaning on this batch.
+    it is rounding; `precision` that between float32 and bfloat16. Raises ValueError where an estimator has no meaning
+    on this batch.
     """
     chosen, backend = settings_of(settings), backend or count_sketch()
     rollout = only_valid(rollout)
@@ -55,13 +56,14 @@ def compare(
     gram = score_gram(
         policy, params, rollout, backend=backend, segments=segments, preconditioner=preconditioner, seed=chosen.seed
     )
-    result = compare_scores(estimators, gram, rollout, tokens, **settings)
-    floor = {}
+    result, credit = _compared(estimators, gram, rollout, tokens, chosen)
+    floor, precision = {}, {}
     if chosen.floor:
-        batch, credit = _first_batch(estimators, rollout, tokens, units_of(rollout, chosen))
-        each = (numeric_floor(policy, params, batch, c[None], preconditioner) for c in credit)
-        floor = {name: float(gap[0]) for name, gap in zip(estimators, each, strict=True)}
-    return dataclasses.replace(result, floor=floor, backend=backend.name)
+        units = units_of(rollout, chosen)
+        batch = _picked(rollout, tokens, units.prompt[0, 0], units.answer[0, 0])[0]
+        gaps = numeric_floor(policy, params, batch, jnp.stack(list(credit.values())), preconditioner)
+        floor, precision = (dict(zip(credit, np.asarray(x).tolist(), strict=True)) for x in gaps)
+    return dataclasses.replace(result, floor=floor, precision=precision, backend=backend.name)
 
 
 def compare_scores(
@@ -75,23 +77,34 @@ def compare_scores(
     answers are taken for on-policy, and no estimator may have an objective."""
     chosen = settings_of(settings)
     refuse_misuse(estimators, rollout, tokens, chosen)
+    return _compared(estimators, gram, rollout, tokens, chosen)[0]
+
+
+_picked = jax.jit(picked)
+
+
+def _compared(
+    estimators: Mapping[str, Estimator], gram: ScoreGram, rollout: Rollout, tokens: Tokens | None, chosen: Settings
+) -> tuple[Comparison, dict[str, Float[Array, "B G T"]]]:
+    """The comparison, and of each estimator the coefficients of the tokens of the first batch."""
     units = units_of(rollout, chosen)
     aligned, reference = _aligned(gram, units), reference_credit(rollout, tokens, units, chosen)
     key = named_key(stream_key(chosen.seed, Stream.VARIANCE), "bootstrap")
     weights = unit_weights(key, chosen.replicates, len(units.prompt), gram.inner.dtype)
-    results, coarse = {}, {}
+    results, coarse, first_batch = {}, {}, {}
     for name, (advantage, objective, state) in estimators.items():
-        credit, left = _credits(advantage, objective, gram.sizes[2], state, rollout, tokens, units)
+        credit, left, first_batch[name] = _credits(advantage, objective, gram.sizes[2], state, rollout, tokens, units)
         results[name] = measured(unit_products(aligned, credit, reference), weights, chosen.level)
         coarse[name] = float(left)
     first = next(iter(estimators)) if chosen.baseline is None else chosen.baseline
-    return Comparison(
+    comparison = Comparison(
         moments={name: result.moments() for name, result in results.items()},
         ratios={name: ratios_of(result, results[first], chosen.level) for name, result in results.items()},
         parts={name: parts_of(result) for name, result in results.items()},
         claims={name: claim_of(estimator) for name, estimator in estimators.items()},
         coarse=coarse,
         floor={},
+        precision={},
         baseline=first,
         units=len(units.prompt),
         groups=units.prompt.shape[1],
@@ -101,6 +114,7 @@ def compare_scores(
         backend="scores as given",
         rewards=coding_of(rollout),
     )
+    return comparison, first_batch
 
 
 def reference_credit(
@@ -126,14 +140,18 @@ def _aligned(gram: ScoreGram, units: Units) -> Float[Array, "U N U N"]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _credits(advantage, objective, segments: int, state, rollout: Rollout, tokens, units: Units):
-    """Coefficients [U R B G S] of the batches of all units, and the share of them that segments leave out."""
+    """Coefficients [U R B G S] of the batches of all units, the share of them that segments leave out, and those of the
+    tokens [B G T] of the first batch."""
 
     def one(prompt, answer):
         batch = picked(rollout, tokens, prompt, answer)
-        return segment_means(Estimator(advantage, objective, state).coefficients(*batch), batch[0].acted, segments)
+        each = Estimator(advantage, objective, state).coefficients(*batch)
+        acted = batch[0].acted
+        spread = jnp.where(acted, each[..., None] if each.ndim == 2 else each, 0)
+        return *segment_means(each, acted, segments), spread
 
-    means, left = jax.vmap(jax.vmap(one))(*units)
-    return means, jnp.mean(left)
+    means, left, spread = jax.vmap(jax.vmap(one))(*units)
+    return means, jnp.mean(left), spread[0, 0]
 
 
 @jax.jit
@@ -161,14 +179,6 @@ def unit_products(
         signal=dot(reference, of_reference),
         gap=dot(whole - reference, image - of_reference),
     )
-
-
-def _first_batch(estimators: Mapping[str, Estimator], rollout: Rollout, tokens: Tokens, units: Units):
-    """The first group of the first unit, and the coefficients of its tokens for each estimator, [K B G T]."""
-    batch = picked(rollout, tokens, units.prompt[0, 0], units.answer[0, 0])
-    every = [estimator.coefficients(*batch) for estimator in estimators.values()]
-    spread = [jnp.where(batch[0].acted, x[..., None] if x.ndim == 2 else x, 0) for x in every]
-    return batch[0], jnp.stack(spread)
 
 
 def ratios_of(result: Measured, base: Measured, level: float) -> dict[str, tuple[float, float, float]]:

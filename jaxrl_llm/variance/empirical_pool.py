@@ -79,6 +79,7 @@ def compare_pool_scores(
         claims={name: claim_of(estimator) for name, estimator in estimators.items()},
         coarse=coarse,
         floor={},
+        precision={},
         baseline=first,
         units=settings.replicates,
         groups=1,

@@ -46,6 +46,7 @@ class Comparison:
                 that nothing is claimed
     coarse      share of Σc² that is lost because segments hold several tokens; 0: exact
     floor       |difference|² of one estimate between two orders of summation; empty where not measured
+    precision   the same between float32 and bfloat16
     pool        answers of a prompt that are taken for its policy, of which `units` batches of all prompts are drawn; 0:
                 prompts and answers are a sample, cut in units
     """
@@ -56,6 +57,7 @@ class Comparison:
     claims: Mapping[str, str]
     coarse: Mapping[str, float]
     floor: Mapping[str, float]
+    precision: Mapping[str, float]
     baseline: str
     units: int
     groups: int
@@ -89,6 +91,9 @@ class Comparison:
         for name, floor in self.floor.items():
             if floor > 0.01 * self.moments[name].trace_var:
                 notes.append(f"{name}: the spread is within 100 times the numeric floor")
+        moved = [gap / self.moments[name].trace_var for name, gap in self.precision.items()]
+        if moved:
+            notes.append(f"bfloat16 moves one estimate by at most {max(moved):.2g} of its spread, squared")
         return notes
 
     def figure(self, name: str, column: str) -> Interval:
@@ -131,12 +136,12 @@ class Comparison:
         bounds = [f"{column}{end}" for column in measured for end in ("", "_lower", "_upper")]
         parts = list(next(iter(self.parts.values())))
         ends = [f"{part}{end}" for part in parts for end in ("", "_lower", "_upper")]
-        writer.writerow(["scheme", "unbiased", *bounds, *ends, "coarse", "floor"])
+        writer.writerow(["scheme", "unbiased", *bounds, *ends, "coarse", "floor", "precision"])
         for name in self.moments:
             figures = [x for column in measured for x in self.figure(name, column)]
             rest = [x for part in parts for x in self.parts[name][part]]
-            floor = self.floor.get(name, math.nan)
-            writer.writerow([name, self.claims[name], *map(repr, [*figures, *rest, self.coarse[name], floor])])
+            rest += [self.coarse[name], self.floor.get(name, math.nan), self.precision.get(name, math.nan)]
+            writer.writerow([name, self.claims[name], *map(repr, [*figures, *rest])])
         return out.getvalue()
 
     def plot(self, path: str | pathlib.Path) -> None:

@@ -24,7 +24,10 @@ def record(arm, seed, score, *, wide=0.8, entropy=1.0, norms=(1.0, 1.1), drawn=1
     def flat(x):
         return [[1, 50, 100], [x] * 3]
 
-    figures = {"eval/accuracy": score, "eval/pass@1": score, "eval/pass@16": wide}
+    def at(one, many):
+        return {f"eval/pass@{k}": one + (many - one) * np.log2(k) / 4 for k in (1, 2, 4, 8, 16)}
+
+    figures = {"eval/accuracy": score, **at(score, wide)}
     curves = {
         "eval/accuracy": [STEPS, [before, (before + score) / 2, score]],
         "eval/pass@1": [STEPS, [before, (before + score) / 2, score]],
@@ -32,7 +35,7 @@ def record(arm, seed, score, *, wide=0.8, entropy=1.0, norms=(1.0, 1.1), drawn=1
         "grad_norm": [list(range(10)), list(np.resize(norms, 10))],
         "answers_drawn": flat(drawn),
     }
-    start = {"eval/accuracy": before, "eval/pass@1": before, "eval/pass@16": 0.7}
+    start = {"eval/accuracy": before, **at(before, 0.7)}
     return {"arm": arm, "seed": seed, "figures": figures, "before": start, "failed": "", "curves": curves}
 
 

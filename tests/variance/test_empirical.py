@@ -28,7 +28,7 @@ from jaxrl_llm.variance.empirical_backends import (
 SEED = 7
 
 
-def assert_close(got, expected, rtol=2e-5):
+def assert_near(got, expected, rtol=2e-5):
     """To a fraction of the largest number."""
     expected = np.asarray(expected)
     np.testing.assert_allclose(got, expected, rtol=0, atol=rtol * np.max(np.abs(expected)))
@@ -64,7 +64,7 @@ def gram(rows):
 def test_exact_scores_are_those_of_autodiff_token_by_token(segments):
     policy, params, rollout = problem()
     got = score_gram(policy, params, rollout, backend=exact(), segments=segments)
-    assert_close(got.inner, gram(by_segment(token_scores(policy, params, rollout), rollout, segments)))
+    assert_near(got.inner, gram(by_segment(token_scores(policy, params, rollout), rollout, segments)))
     assert float(jnp.max(jnp.where(rollout.valid, 0, got.energies))) == 0
 
 
@@ -74,7 +74,7 @@ def test_scores_are_scaled_by_a_preconditioner_and_several_may_be_taken_at_a_tim
     scale = jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.5, 2, x.shape), jnp.float32), params)
     flat = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(scale)])
     expected = gram(by_segment(token_scores(policy, params, rollout) * flat, rollout, 1))
-    assert_close(score_gram(policy, params, rollout, backend=exact(batch=4), preconditioner=scale).inner, expected)
+    assert_near(score_gram(policy, params, rollout, backend=exact(batch=4), preconditioner=scale).inner, expected)
     head = score_gram(policy, params, rollout, backend=last_layer(), preconditioner=scale).inner
     plain = score_gram(policy, params, rollout, backend=last_layer()).inner
     assert np.max(np.abs(head - plain)) > 0.1 * np.max(np.abs(plain))
@@ -84,7 +84,7 @@ def test_the_last_layer_is_the_exact_score_of_a_head_of_its_own():
     policy, params, rollout = problem(tied=False)
     of_head = token_scores(policy, params, rollout, of=lambda params: params["head"])
     got = score_gram(policy, params, rollout, backend=last_layer(), segments=2)
-    assert_close(got.inner, gram(by_segment(of_head, rollout, 2)))
+    assert_near(got.inner, gram(by_segment(of_head, rollout, 2)))
 
 
 def test_of_a_tied_head_the_last_layer_is_the_part_through_the_output():
@@ -92,7 +92,7 @@ def test_of_a_tied_head_the_last_layer_is_the_part_through_the_output():
     apart, _ = tiny.decoder(tied=False)
     of_head = token_scores(apart, params | {"head": params["embedding"]}, rollout, of=lambda params: params["head"])
     got = score_gram(policy, params, rollout, backend=last_layer())
-    assert_close(got.inner, gram(by_segment(of_head, rollout, 1)))
+    assert_near(got.inner, gram(by_segment(of_head, rollout, 1)))
     whole = token_scores(policy, params, rollout, of=lambda params: params["embedding"])
     assert np.max(np.abs(gram(by_segment(whole, rollout, 1)) - got.inner)) > 0.01 * np.max(np.abs(got.inner))
 
@@ -117,7 +117,7 @@ def test_adapters_have_the_scores_of_a_policy_that_is_parametrised_by_them():
     scores = np.concatenate([np.asarray(x).reshape(*rollout.acted.shape, -1) for x in rows], axis=-1)
     scores = scores * np.asarray(rollout.valid)[..., None, None]
     got = score_gram(policy, params, rollout, backend=lora(rank=rank), segments=2, seed=SEED)
-    assert_close(got.inner, gram(by_segment(scores, rollout, 2)))
+    assert_near(got.inner, gram(by_segment(scores, rollout, 2)))
     assert lora(rank=rank).source.size(policy) == scores.shape[-1]
 
 
@@ -186,18 +186,36 @@ def test_sharded_sketches_are_the_unsharded_ones(mesh):
     there = place(params, shardings)
     assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(there))
     spread = score_gram(policy, there, place(rollout, by_prompt(devices)), backend=backend, seed=SEED)
-    assert_close(spread.inner, alone.inner, rtol=1e-5)
+    assert_near(spread.inner, alone.inner, rtol=1e-5)
 
 
 def test_the_numeric_floor_is_rounding_and_scales_with_the_square_of_the_credit():
     policy, params, rollout = problem()
     credit = jnp.asarray(np.random.default_rng(0).normal(size=rollout.acted.shape), jnp.float32) * rollout.acted
-    some, twice, none = numeric_floor(policy, params, rollout, jnp.stack([credit, 2 * credit, 0 * credit]))
+    floor = numeric_floor(policy, params, rollout, jnp.stack([credit, 2 * credit, 0 * credit]))
+    some, twice, none = floor.order
     flat = token_scores(policy, params, rollout)
     size = np.sum(np.einsum("pmt,pmtd->d", np.asarray(credit), flat) ** 2)
     assert 0 < some < 1e-10 * size
     assert twice == 4 * some
     assert none == 0
+    some, twice, none = floor.precision
+    assert 1e-7 * size < some < 1e-2 * size, "bfloat16 has 8 bits, and a square twice as many"
+    assert twice == 4 * some
+    assert none == 0
+
+
+@pytest.mark.parametrize(("segments", "answers"), [(1, 4), (2, 1)])
+def test_scores_that_do_not_fit_together_are_made_block_by_block(segments, answers):
+    policy, params, rollout = problem()
+    each = 4 * policy.parameter_count() * segments
+    whole = score_gram(policy, params, rollout, segments=segments, backend=exact())
+    room = 2 * answers * each
+    assert rollout.reward.size % answers or answers == 1
+    assert room < each * rollout.reward.size, "all rows must not fit"
+    parts = score_gram(policy, params, rollout, segments=segments, backend=exact(max_bytes=room))
+    assert_near(parts.inner, whole.inner)
+    np.testing.assert_array_equal(parts.matrix, parts.matrix.T)
 
 
 def test_wrong_uses_are_refused():
