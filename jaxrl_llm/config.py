@@ -9,7 +9,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from jaxrl_llm import recipes, schedules, spec, tasks
 from jaxrl_llm.estimators import estimators_of
 from jaxrl_llm.measurements import MEASURED
-from jaxrl_llm.policies.config import DecoderConfig
+from jaxrl_llm.policies.config import DecoderConfig, read_decoder
 from jaxrl_llm.rollouts.sampling import SamplingRules
 from jaxrl_llm.rollouts.select.plan import Plan
 from jaxrl_llm.sharding import MeshShape
@@ -229,7 +229,7 @@ class Config:
         for name in values:
             if name not in known:
                 raise ConfigError(f"there is no field {name!r}{spec.nearest(name, sorted(known))}")
-        nested = {"warmup": WarmUp, "model": DecoderConfig, "mesh": MeshShape}
+        nested = {"warmup": WarmUp, "model": read_decoder, "mesh": MeshShape}
         read = {name: lambda value, kind=kind: kind(**value) for name, kind in nested.items()}
         read["variance_estimators"] = tuple
         return cls(**{name: read[name](value) if name in read else value for name, value in values.items()})

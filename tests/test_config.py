@@ -11,7 +11,7 @@ from jaxtyping import TypeCheckError
 from jaxrl_llm import recipes, tasks
 from jaxrl_llm.cli import main
 from jaxrl_llm.config import Config, ConfigError, WarmUp
-from jaxrl_llm.policies.config import DecoderConfig
+from jaxrl_llm.policies.config import DecoderConfig, Rope
 from jaxrl_llm.sharding import MeshShape
 
 WRONG = [
@@ -79,9 +79,10 @@ def test_every_field_is_a_flag_with_a_help_text(capsys, monkeypatch):
     entries = {
         match.group(1): match.group(2) for match in re.finditer(r"^ +--([\w.-]+)(.*?)(?=^ +--|\Z)", said, re.S | re.M)
     }
-    for cls, prefix in ((Config, ""), (WarmUp, "warmup."), (DecoderConfig, "model."), (MeshShape, "mesh.")):
+    parts = {"": Config, "warmup.": WarmUp, "model.": DecoderConfig, "model.rope.": Rope, "mesh.": MeshShape}
+    for prefix, cls in parts.items():
         for field in dataclasses.fields(cls):
-            if field.name in ("warmup", "model", "mesh"):
+            if f"{prefix}{field.name}." in parts:
                 continue
             entry = entries[prefix + field.name.replace("_", "-")]
             own_words = re.sub(r"--\S+|[A-Z]{3,}|\(default:.*?\)|[│\s]+", " ", entry)

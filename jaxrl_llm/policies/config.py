@@ -1,7 +1,7 @@
 """The shape of a decoder. Apart from the decoder, so that a wrong flag is refused before flax is imported."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -78,3 +78,9 @@ class DecoderConfig:
     def dtype(self) -> jnp.dtype:
         """Type of activations."""
         return jnp.dtype(jnp.bfloat16 if self.bfloat16 else jnp.float32)
+
+
+def read_decoder(**values: Any) -> DecoderConfig:
+    """The inverse of `dataclasses.asdict`, from JSON."""
+    rope, windowed = values.pop("rope", {}), tuple(values.pop("windowed", ()))
+    return DecoderConfig(rope=Rope(**rope), windowed=windowed, **values)

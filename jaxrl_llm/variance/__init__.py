@@ -16,7 +16,6 @@ from jaxrl_llm.variance.tables import OutcomeTable, bernoulli, softmax_bandit, t
 LATER = {
     "compare": "empirical_compare",
     "compare_pool": "empirical_pool",
-    "policy_table": "policy_table",
     "score_gram": "empirical",
 }
 
@@ -39,7 +38,6 @@ __all__ = [
     "gram_of",
     "moments",
     "noise_scale",
-    "policy_table",
     "pool_moments",
     "scheme_of",
     "score_gram",
@@ -54,6 +52,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    # Kept, because the import leaves the module of the same name in its place.
-    globals()[name] = getattr(importlib.import_module(f"{__name__}.{LATER[name]}"), name)
-    return globals()[name]
+    return getattr(importlib.import_module(f"{__name__}.{LATER[name]}"), name)

@@ -199,7 +199,10 @@ def _gradients(policy: Policy, params: Params, scale: Tree | None, key, answer: 
 def _head_scores(policy: Policy, params: Params, scale: Tree | None, key, answer: Answer, segments: int) -> Tree:
     prefix = policy.prefill(params, answer.prompt[None], answer.prompt_mask[None])
     hidden = policy.score(params, prefix, answer.answer[None, None])
-    residual = jax.nn.one_hot(answer.answer, policy.vocab_size) - jax.nn.softmax(policy.logits(params, hidden)[0, 0])
+    logits = policy.logits(params, hidden)[0, 0]
+    residual = jax.nn.one_hot(answer.answer, policy.vocab_size) - jax.nn.softmax(logits)
+    if cap := policy.config.logit_cap:  # logits are cap tanh(x/cap) of what the head gives
+        residual = residual * (1 - jnp.square(logits / cap))
     member = jax.nn.one_hot(answer.segment, segments)
     wide = hidden[0, 0].astype(jnp.float32)
     name = "embedding" if policy.config.tied else "head"

@@ -35,8 +35,8 @@ def assert_near(got, expected, rtol=2e-5):
 
 
 @functools.cache
-def problem(tied=True):
-    policy, params = tiny.decoder(tied=tied)
+def problem(tied=True, **changes):
+    policy, params = tiny.decoder(tied=tied, **changes)
     return policy, params, tiny.ragged(policy, params, prompts_of=3, answers=3, length=5)
 
 
@@ -80,8 +80,9 @@ def test_scores_are_scaled_by_a_preconditioner_and_several_may_be_taken_at_a_tim
     assert np.max(np.abs(head - plain)) > 0.1 * np.max(np.abs(plain))
 
 
-def test_the_last_layer_is_the_exact_score_of_a_head_of_its_own():
-    policy, params, rollout = problem(tied=False)
+@pytest.mark.parametrize("cap", [0.0, 1.5])
+def test_the_last_layer_is_the_exact_score_of_a_head_of_its_own(cap):
+    policy, params, rollout = problem(tied=False, logit_cap=cap)
     of_head = token_scores(policy, params, rollout, of=lambda params: params["head"])
     got = score_gram(policy, params, rollout, backend=last_layer(), segments=2)
     assert_near(got.inner, gram(by_segment(of_head, rollout, 2)))
