@@ -7,6 +7,7 @@ from jaxrl_llm import recipe_table, spec, tasks
 from jaxrl_llm.metrics import glossary_markdown
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
+ANSWERS = README.parent / "experiments" / "results"
 
 
 def function_table(module) -> str:
@@ -18,11 +19,23 @@ def function_table(module) -> str:
     return "\n".join(rows)
 
 
+def answer_table() -> str:
+    """Every committed answer: its experiment, what was asked, and the verdict."""
+    rows = ["| experiment | question | verdict |", "|---|---|---|"]
+    for path in sorted(ANSWERS.glob("*/answer.md")):
+        text = path.read_text(encoding="utf-8")
+        question, verdict = text.partition("\n")[0].removeprefix("# "), re.search(r"\*\*Verdict: (\w+)\*\*", text)
+        link = path.relative_to(README.parent).as_posix()
+        rows.append(f"| [{path.parent.name}]({link}) | {question} | {verdict.group(1)} |")
+    return "\n".join(rows)
+
+
 def filled(text: str) -> str:
     """The README with every part between `<!-- NAME -->` and `<!-- end NAME -->` made anew."""
     parts = {
         "recipes": recipe_table.markdown(),
         "tasks": function_table(tasks),
+        "answers": answer_table(),
         "glossary": glossary_markdown().strip(),
     }
     for name, content in parts.items():
