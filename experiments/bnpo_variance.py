@@ -9,6 +9,8 @@ mean of their ratios with its whole interval.
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.answers import figure_of, publish
@@ -19,6 +21,7 @@ from experiments.standard import BASE
 from jaxrl_llm.estimators import estimators_of, needs_of
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.report_plots import PALETTE
+from jaxrl_llm.sharding import fetch
 from jaxrl_llm.variance.empirical_backends import exact
 from jaxrl_llm.variance.empirical_pool import compare_pool
 from jaxrl_llm.variance.empirical_units import Settings
@@ -51,6 +54,7 @@ def rows_of(lab: Laboratory, replicates: int) -> list[dict]:
     for step, params in checkpoints(lab, programs).items():
         sizes = {"prompts": lab.prompts, "answers": lab.answers}
         batch = frozen_batch(programs, params, 10**6 + step, needs=needs_of(estimators), **sizes)
+        batch = jax.tree.map(jnp.asarray, fetch(batch))  # on one device, like the parameters
         settings = Settings(group_size=GROUP, replicates=replicates)
         found = compare_pool(estimators, programs.policy, params, batch, settings, backend=exact(max_bytes=2**32))
         for name, x in found.moments.items():

@@ -13,6 +13,8 @@ from experiments import (
     leave_one_out_on_pool,
     noise_scale,
     self_inclusion,
+    shrinkage_on_pool,
+    stale_weights,
 )
 from experiments.answers import WORDS
 from experiments.decisions import Part, decide
@@ -50,6 +52,8 @@ EXPERIMENTS = [
     bnpo_variance,
     leave_one_out_on_pool,
     f_of_p_on_pool,
+    shrinkage_on_pool,
+    stale_weights,
 ]
 
 
@@ -261,3 +265,46 @@ def test_the_rule_of_the_noise_of_bnpo():
     # Two of 1.1 either way at each of two steps: the half-width of the log of the mean ratio is log 1.1.
     _, low, high = bnpo_variance.parts(list(rows(0.8)))[0].interval
     np.testing.assert_allclose([low, high], [0.8 / 1.1, 0.8 * 1.1])
+
+
+def test_the_rule_of_shrinkage_on_a_pool():
+    def rows(**changes):
+        names = (shrinkage_on_pool.BASE, shrinkage_on_pool.LEFT_OUT, shrinkage_on_pool.RELEASED, shrinkage_on_pool.HALF)
+        ratios = dict(zip(names, (1.0, 0.8, 0.7, 0.6), strict=True)) | changes.get("ratios", {})
+        scales = dict.fromkeys(names, 1.0) | {shrinkage_on_pool.RELEASED: 0.9} | changes.get("scales", {})
+        for name in names:
+            row = {"step": 0, "G": 2, "estimator": name, "variance / leave-one-out's": ratios[name], "cosine": 1.0}
+            row |= {"low": 0.95 * ratios[name], "high": 1.05 * ratios[name], "scale": scales[name]}
+            yield row | {"scale low": scales[name] - 0.001, "scale high": scales[name] + 0.001}
+
+    def verdict(**changes):
+        return decide(shrinkage_on_pool.parts(list(rows(**changes))))[0]
+
+    assert verdict() == "reproduced"
+    for bad in (
+        {"ratios": {shrinkage_on_pool.LEFT_OUT: 1.2}},
+        {"ratios": {shrinkage_on_pool.HALF: 0.9}},
+        {"scales": {shrinkage_on_pool.LEFT_OUT: 1.02}},
+        {"scales": {shrinkage_on_pool.LEFT_OUT: 0.98}},
+        {"scales": {shrinkage_on_pool.RELEASED: 1.0}},
+    ):
+        assert verdict(**bad) == "refuted"
+    assert verdict(ratios={shrinkage_on_pool.LEFT_OUT: 0.98}) == "undecided"
+
+
+def test_the_rule_of_stale_weights():
+    def rows(growth=3.0, ratios=(0.8, 0.7, 0.6)):
+        following = dict(zip(stale_weights.ORDER[1:], ratios, strict=True))
+        for step, level in ((0, 1.0), (200, growth)):
+            for name in stale_weights.ORDER:
+                row = {"step": step, "weight": name, "trace": level, "low": 0.9 * level, "high": 1.1 * level}
+                x = following.get(name, 1.0)
+                yield row | {"over the weight before it": x, "its low": 0.9 * x, "its high": 1.1 * x}
+
+    assert decide(stale_weights.parts(list(rows())))[0] == "reproduced"
+    assert decide(stale_weights.parts(list(rows(growth=0.5))))[0] == "refuted"
+    assert decide(stale_weights.parts(list(rows(growth=1.1))))[0] == "undecided"
+    for at in range(3):
+        assert (
+            decide(stale_weights.parts(list(rows(ratios=[1.3 if i == at else 0.5 for i in range(3)]))))[0] == "refuted"
+        )
