@@ -106,17 +106,17 @@ def run(lab: Laboratory, command: str, out=None, *, replicates: int = 2000) -> s
         lab = dataclasses.replace(RUN, prompts=128, answers=16)
     else:
         lab, replicates = dataclasses.replace(lab, prompts=32, answers=16), 200
-    rows = rows_of(lab, replicates)
+    rows, whose = rows_of(lab, replicates), policy_of(lab).removesuffix(", exact scores of all parameters")
     word, reason = decide(parts(rows))
     publish(
         NAME,
         question=QUESTION,
         claim=CLAIM,
         verdict=word,
-        reason=f"{reason} {lab.answers} answers to each of {lab.prompts} training problems from the first of "
-        f"{policy_of(lab).removesuffix(', exact scores of all parameters')}, scored at each of them; units of {UNIT} prompts in groups of {GROUP}, prompts and answers "
-        f"drawn anew; 95% intervals by bootstrap over units, of the ratio to the first step as if the two were "
-        f"independent. Scores of tokens are sketched to 4,096 numbers.",
+        reason=f"{reason} {lab.answers} answers to each of {lab.prompts} training problems from the first of {whose}, "
+        f"scored at each of them; units of {UNIT} prompts in groups of {GROUP}, prompts and answers drawn anew; 95% "
+        f"intervals by bootstrap over units, of the ratio to the first step as if the two were independent. Scores of "
+        f"tokens are sketched to 4,096 numbers.",
         command=command,
         rows=rows,
         figure=_figure(rows),
