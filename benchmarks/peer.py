@@ -154,7 +154,7 @@ class TorchLoop:
         with torch.no_grad():
             answer, acted = self.sample(prompt, mask)
             theirs = torch.where(acted, self.logp(prompt, mask, answer), 0.0).numpy()
-        policy = Policy(self.model, self.config.task.tokenizer.vocab_size)
+        policy = Policy(self.model, self.config.vocab_size)
         arrays = [jnp.asarray(x.numpy()) for x in (prompt.int(), mask, answer.int(), acted)]
         ours, _ = jax.jit(lambda *a: answer_logp(policy, self.start, *a))(*arrays)
         gap = float(np.max(np.abs(np.asarray(ours) - theirs)))

@@ -19,7 +19,7 @@ def arguments(name: str, question: str, argv: list[str] | None = None) -> tuple[
 def policy_of(lab: Laboratory) -> str:
     """Whose answers were measured, in a few words."""
     c = lab.config
-    count = Policy(c.model, c.task.tokenizer.vocab_size).parameter_count()
+    count = Policy(c.model, c.vocab_size).parameter_count()
     return (
         f"steps {', '.join(map(str, lab.steps))} of one run (task {c.task.spec}, recipe {c.recipe.spec}, seed "
         f"{c.seed}) of a policy of {count:,} parameters, rewards 0 and 1, exact scores of all parameters"

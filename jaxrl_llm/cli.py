@@ -128,6 +128,19 @@ def report(runs: tyro.conf.Positional[tuple[pathlib.Path, ...]], out: pathlib.Pa
     print(target)
 
 
+def export(run: tyro.conf.Positional[pathlib.Path], out: pathlib.Path, step: int | None = None) -> None:
+    """Write a checkpoint as a Hugging Face folder, which `transformers` and inference servers load.
+
+    Args:
+        run: Folder of the run.
+        out: The folder to write; it must be absent or empty.
+        step: Which checkpoint; default: the newest.
+    """
+    from jaxrl_llm.export import export_run
+
+    export_run(run, out, step)
+
+
 def show_recipes(name: tyro.conf.Positional[str] = "") -> None:
     """Print the table of recipes, or what one of them is made of.
 
@@ -163,6 +176,7 @@ COMMANDS = {
     "sample": sample,
     "variance": variance,
     "report": report,
+    "export": export,
     "recipes": show_recipes,
 }
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from jaxrl_llm import recipes, schedules, spec, tasks
+from jaxrl_llm import published, recipes, schedules, spec, tasks
 from jaxrl_llm.estimators import estimators_of
 from jaxrl_llm.measurements import MEASURED
 from jaxrl_llm.policies.config import DecoderConfig, read_decoder
@@ -61,6 +61,7 @@ class Config:
 
     task: Spelled[Task] = "addition"  # what is asked and how answers are graded: NAME[,KEY=VALUE...]
     recipe: Spelled[recipes.Recipe] = "grpo"  # the method: NAME[,KEY=VALUE...]
+    pretrained: str = ""  # a model to start from: a Hugging Face folder, a .gguf file, or OWNER/NAME of the hub
     seed: int = 0  # of all randomness; same seed, same machine: same numbers
     steps: int = 300  # policy-gradient steps, after warm-up
     prompts_per_step: int = 64  # prompts of a step, P
@@ -80,6 +81,7 @@ class Config:
     eval_every: int = 20  # steps between held-out evaluations
     eval_problems: int = 512  # held-out problems evaluated, at most
     eval_samples: int = 8  # answers sampled per held-out problem, for pass@k and majority vote
+    eval_batch: int = 256  # held-out problems decoded together, at most
     checkpoint_every: int = 50  # steps between checkpoints
     keep_checkpoints: int = 2  # newest ones kept
     samples_every: int = 50  # steps between tables of sampled answers
@@ -92,6 +94,7 @@ class Config:
     def __post_init__(self):
         # Cheap checks first: a task may take seconds to build.
         self._check_numbers()
+        hub = self._published() if self.pretrained else None
         for name, module, cls in (("recipe", recipes, recipes.Recipe), ("schedule", schedules, schedules.Schedule)):
             self._resolve(name, module)
             if not isinstance(getattr(self, name), cls):
@@ -99,12 +102,47 @@ class Config:
         self._check_recipe()
         self._resolve("task", tasks)
         self._check_task()
+        self._set_vocabulary(hub)
         if self.variance_every:
             self._check_variance()
 
     def _resolve(self, name: str, module: Any) -> None:
         if isinstance(getattr(self, name), str):
             object.__setattr__(self, name, spec.build(module, getattr(self, name), name))
+
+    def _published(self) -> Any:
+        """What the model in `pretrained` says of itself; the fields that follow from it are set.
+
+        It does not warm up unless asked to, and a task that can takes the model's tokenizer.
+        """
+        try:
+            hub = published.describe(self.pretrained)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"pretrained: {error}") from error
+        asked = dataclasses.replace(self.model, bfloat16=False)
+        if asked not in (DecoderConfig(), hub.config):
+            raise ConfigError("model: its shape comes with pretrained; of its fields only model.bfloat16 may be set")
+        object.__setattr__(self, "model", dataclasses.replace(hub.config, bfloat16=self.model.bfloat16))
+        if self.warmup == WarmUp():
+            object.__setattr__(self, "warmup", WarmUp(max_steps=0))
+        if isinstance(self.task, str):
+            object.__setattr__(self, "task", spec.with_default(tasks, self.task, "tokenizer", self.pretrained))
+        return hub
+
+    def _set_vocabulary(self, hub: Any) -> None:
+        """Rows of the embedding: those of the published model, else one a token."""
+        tokens = self.task.tokenizer.vocab_size
+        if hub is not None and tokens > hub.vocab_size:
+            raise ConfigError(
+                f"pretrained: {self.pretrained} knows {hub.vocab_size} tokens, and those of task {self.task.spec} are "
+                f"{tokens}: give it tokenizer={self.pretrained}"
+            )
+        object.__setattr__(self, "_vocab_size", hub.vocab_size if hub is not None else tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return self._vocab_size
 
     @property
     def plan(self) -> Plan | None:
@@ -120,8 +158,9 @@ class Config:
         at_least(
             self,
             **{"prompts_per_step": 1, "answers_per_prompt": 1, "steps": 1, "epochs": 1, "accumulation": 1},
-            **{"max_nonfinite": 1, "eval_every": 1, "eval_problems": 1, "eval_samples": 1, "checkpoint_every": 1},
-            **{"keep_checkpoints": 1, "samples_every": 1, "max_grad_norm": 0, "weight_decay": 0, "variance_every": 0},
+            **{"eval_every": 1, "eval_problems": 1, "eval_samples": 1, "eval_batch": 1, "checkpoint_every": 1},
+            **{"keep_checkpoints": 1, "samples_every": 1, "variance_every": 0, "max_nonfinite": 1},
+            **{"max_grad_norm": 0, "weight_decay": 0},
         )
         at_least(self.warmup, prefix="warmup.", max_steps=0, check_every=1, batch=1)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:

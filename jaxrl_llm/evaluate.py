@@ -73,7 +73,7 @@ class Evaluator:
         self, params: Params, asked: tuple[Problems, Array], step: Int[Array, ""], answers: int, rules: SamplingRules
     ) -> tuple[Answers, Grade | None]:
         table, rows = asked
-        stopping = Stopping(eos=self.task.tokenizer.eos, pad=self.task.tokenizer.pad, length=self.task.answer_length)
+        stopping = Stopping(eos=self.task.stops, pad=self.task.tokenizer.pad, length=self.task.answer_length)
         keys = random.answer_keys(random.stream_key(self.seed, random.Stream.EVALUATION), step, rows, answers)
         out = generate(self.policy, params, table.prompt, table.prompt_mask, keys, rules, stopping)
         return out, self.task.grade(out.answer, out.acted, table.truth) if self.task.on_device else None

@@ -77,7 +77,7 @@ def sample_run(
         tokens, mask = first.prompt, first.prompt_mask
     rows = jnp.arange(len(tokens))
     keys = random.answer_keys(random.stream_key(seed, random.Stream.SAMPLE), step, rows, answers)
-    stopping = Stopping(eos=task.tokenizer.eos, pad=task.tokenizer.pad, length=task.answer_length)
+    stopping = Stopping(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length)
     out = jax.jit(lambda p: generate(programs.policy, p, tokens, mask, keys, rules, stopping))(params)
     reward = None if prompts else np.asarray(task.grade(out.answer, out.acted, first.truth).reward)
     out = fetch(out)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.linen import unbox
 from jaxtyping import Array, Float, Int
 
-from jaxrl_llm import masked, random
+from jaxrl_llm import masked, published, random
 from jaxrl_llm.advantages import no_baseline, per_token
 from jaxrl_llm.checkpoint import abstract
 from jaxrl_llm.config import Config, ConfigError
@@ -43,7 +44,7 @@ class Programs:
         self.config, self.task, self.seed, self.runs = config, config.task, config.seed, None
         self.mesh = make_mesh(config.mesh, devices)
         check_batches(config, prompt_shards(self.mesh))
-        self.policy = Policy(config.model, self.task.tokenizer.vocab_size)
+        self.policy = Policy(config.model, config.vocab_size)
         self.problems = place(self.task.train, replicated(self.mesh))
         self.agenda = everything(len(self.task.train.prompt))
         learning_rate = config.schedule.build(config.learning_rate, config.steps * config.epochs)
@@ -112,7 +113,10 @@ class Programs:
         return rollout if greedy is None and plan is None else select_step(plan)(rollout, greedy)
 
     def fresh_params(self) -> Params:
-        """Parameters at the start of the run, born sharded."""
+        """Parameters at the start of the run, born sharded or loaded part by part."""
+        if self.config.pretrained:
+            key = self._key(Stream.PARAMETERS)
+            return published.load(self.config.pretrained, lambda policy: shardings_of(self.mesh, policy.init, key))
         return born_sharded(self.mesh, self.policy.init, self._key(Stream.PARAMETERS))[0]
 
     def start(self, learner: Learner, params: Params) -> TrainState:
@@ -121,7 +125,7 @@ class Programs:
 
     def state_like(self) -> TrainState:
         """Shapes and shardings of the RL state, for restoring."""
-        params = jax.eval_shape(self.fresh_params)
+        params = unbox(jax.eval_shape(self.policy.init, self._key(Stream.PARAMETERS)))
         return abstract(jax.eval_shape(self.learner.init, params), self._shardings(self.learner))
 
     def screen(self, correct: np.ndarray) -> None:
@@ -190,7 +194,7 @@ class Programs:
     def answers(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Rollout:
         """Answers that nobody has graded."""
         task, shape = self.task, keys.shape
-        stopping = Stopping(eos=task.tokenizer.eos, pad=task.tokenizer.pad, length=task.answer_length, runs=self.runs)
+        stopping = Stopping(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length, runs=self.runs)
         out = generate(self.policy, params, prompt, prompt_mask, keys, rules, stopping)
         return Rollout(
             prompt=prompt,

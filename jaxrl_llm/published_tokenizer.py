@@ -72,10 +72,25 @@ class PublishedTokenizer:
         marks = {token.content: i for i, token in added.items() if token.special}
         return marks | {self._whole.id_to_token(i): i for i in {*self.stops, self.bos, self.pad}}
 
-    @property
+    @functools.cached_property
+    def opening(self) -> tuple[int, ...]:
+        """Control ids that the model expects in front of every text: its BOS, or nothing."""
+        whole, plain = (self._whole.encode("a", add_special_tokens=add).ids for add in (True, False))
+        first = next((i for i, token in enumerate(whole) if token == plain[0]), 0) if plain else 0
+        return tuple(whole[:first])
+
+    @functools.cached_property
+    def _forbidden(self) -> frozenset[int]:
+        return frozenset(self.controls.values())
+
+    @functools.cached_property
     def vocab_size(self) -> int:
         """Ids that have a token; a model may have more rows."""
         return self._whole.get_vocab_size(with_added_tokens=True)
+
+    def mark(self, control: int) -> str:
+        """How a control id is written."""
+        return self._whole.id_to_token(control)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without BOS or EOS; control tokens in it are spelled out.
@@ -83,17 +98,14 @@ class PublishedTokenizer:
         Raises ValueError for a text that cannot be spelled without a control id.
         """
         ids = self._plain.encode(text, add_special_tokens=False).ids
-        forbidden = set(self.controls.values())
-        if forbidden.isdisjoint(ids):
+        if self._forbidden.isdisjoint(ids):
             return ids
-        mark = next(i for i in ids if i in forbidden)
-        raise ValueError(
-            f"the text holds {self._whole.id_to_token(mark)!r}, which this tokenizer can only read as control"
-        )
+        mark = next(i for i in ids if i in self._forbidden)
+        raise ValueError(f"the text holds {self.mark(mark)!r}, which this tokenizer can only read as control")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; control ids and ids out of range are left out, bytes that are no UTF-8 become U+FFFD."""
-        hidden, size = set(self.controls.values()), self.vocab_size
+        hidden, size = self._forbidden, self.vocab_size
         return self._whole.decode([i for i in map(int, ids) if 0 <= i < size and i not in hidden])
 
     def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> list[int]:
@@ -117,7 +129,7 @@ class PublishedTokenizer:
             return text
 
         safe = [{name: hide(value) for name, value in message.items()} for message in messages]
-        ends = {f"{name}_token": self._whole.id_to_token(getattr(self, name)) for name in ("bos", "eos", "pad")}
+        ends = {f"{name}_token": self.mark(getattr(self, name)) for name in ("bos", "eos", "pad")}
         shown = render(self.template, messages=safe, add_generation_prompt=True, **ends, **options)
         pieces = shown.split(marker)
         ids: list[int] = []
@@ -158,6 +170,15 @@ def load_published(folder: str | pathlib.Path) -> PublishedTokenizer:
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def save_published(tokenizer: PublishedTokenizer, folder: pathlib.Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json; the ids that end an answer stand in generation_config.json."""
+    marks = {f"{name}_token": tokenizer.mark(getattr(tokenizer, name)) for name in ("bos", "eos", "pad")}
+    fields = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **marks}
+    fields |= {"chat_template": tokenizer.template} if tokenizer.template else {}
+    (folder / "tokenizer.json").write_text(tokenizer.definition, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def ends(stops: Sequence[Any], marks: Mapping[str, int | None]) -> dict[str, Any]:

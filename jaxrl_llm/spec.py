@@ -60,6 +60,19 @@ def build(module: types.ModuleType, text: str, kind: str) -> Any:
         raise SpecError(f"{kind}: {text}: {error}") from error
 
 
+def with_default(module: types.ModuleType, text: str, key: str, value: str) -> str:
+    """The text with `key=value` added, where its function takes the key and the text does not give it.
+
+    A text that spells no function is returned as it is: `build` says what is wrong with it.
+    """
+    head, *pairs = text.split(",")
+    function = public_functions(module).get(head.partition(":")[0])
+    if function is None or key not in inspect.signature(function).parameters:
+        return text
+    given = any(pair.partition("=")[0] == key for pair in pairs)
+    return text if given else f"{text},{key}={value}"
+
+
 def _read(value: str, annotation: Any, where: str) -> Any:
     if value in ("true", "false", "True", "False") and annotation in (bool, None):
         return value.lower() == "true"

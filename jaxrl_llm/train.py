@@ -69,7 +69,13 @@ def train(
     if not resume:
         write_config(folder, config)
     evaluator = Evaluator(
-        programs.policy, config.task, programs.mesh, config.seed, config.eval_problems, config.eval_samples
+        programs.policy,
+        config.task,
+        programs.mesh,
+        config.seed,
+        config.eval_problems,
+        config.eval_samples,
+        batch=config.eval_batch,
     )
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.keep_checkpoints))

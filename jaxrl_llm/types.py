@@ -125,9 +125,10 @@ class Tokenizer(Protocol):
 class Task(Protocol):
     """Prompts and a grader.
 
-    `spec` is how the command line spells the task. `train` and `heldout` never share a problem. `answer_length` is T.
-    A task `on_device` grades in JAX: `grade` is pure and may be compiled with what is around it. Any other task is
-    called with host arrays and may take its time, in processes that can be killed.
+    `spec` is how the command line spells the task. `train` and `heldout` never share a problem. `answer_length` is T;
+    an answer ends with the first token among `stops`. A task `on_device` grades in JAX: `grade` is pure and may be
+    compiled with what is around it. Any other task is called with host arrays and may take its time, in processes that
+    can be killed.
     """
 
     spec: str
@@ -137,6 +138,11 @@ class Task(Protocol):
     answer_length: int
     component_names: tuple[str, ...]
     on_device: bool
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Ids that end an answer, the tokenizer's EOS first."""
+        ...
 
     def grade(self, answer: Any, acted: Any, truth: Mapping[str, Any]) -> Grade:
         """Grades of answers [P G T] (tokens where `acted` [P G T]) to problems whose `truth` has leaves [P ...]."""

@@ -107,7 +107,7 @@ def test_a_pool_of_prompts_is_that_of_a_larger_step():
 
 def greedily(params, rollout, task=TASK):
     """Grades of the likeliest answers, token by token."""
-    stopping = Stopping(eos=task.tokenizer.eos, pad=task.tokenizer.pad, length=task.answer_length)
+    stopping = Stopping(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length)
     keys = random.answer_keys(random.stream_key(9, random.Stream.SAMPLE), 0, rollout.prompt_id, 1)
     policy = tiny.decoder(vocab=task.tokenizer.vocab_size)[0]
     tokens = (rollout.prompt, rollout.prompt_mask)

@@ -1,21 +1,14 @@
 """Tokenizers of published models: ids as in `transformers`, control tokens out of reach of text, chat templates."""
 
-import json
 import random
 
 import pytest
+import tiny_hub
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from jaxrl_llm.chat import render
 from jaxrl_llm.published_tokenizer import load_published
 
-MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 SCRIPTS = [
     "hello world 12+7=19 ",
     "naïve café Ωμέγα ",
@@ -26,7 +19,19 @@ SCRIPTS = [
     "\n\t  \r\n",
     "é́ ́",
 ]
-HOSTILE = [*MARKS, "<|im", "_end|>", "\x00", "\ufeff", "\u200b", "</s>", "<s>", "\ue000", "{{ 7*7 }}", "\ud7ff"]
+HOSTILE = [
+    *tiny_hub.MARKS,
+    "<|im",
+    "_end|>",
+    "\x00",
+    "\ufeff",
+    "\u200b",
+    "</s>",
+    "<s>",
+    "\ue000",
+    "{{ 7*7 }}",
+    "\ud7ff",
+]
 
 
 def corpus(count=1000, seed=0):
@@ -38,23 +43,7 @@ def corpus(count=1000, seed=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tokenizer")
-    made = tokenizers.Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=MARKS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    made.train_from_iterator(SCRIPTS * 20, trainer)
-    made.add_tokens([AddedToken("<think>", special=False)])
-    made.save(str(path / "tokenizer.json"))
-    mark = {"__type": "AddedToken", "content": "<|im_end|>", "special": True, "normalized": False}
-    mark |= {"lstrip": False, "rstrip": False, "single_word": False}
-    fields = {"eos_token": mark, "bos_token": "<|im_start|>", "pad_token": "<|im_end|>"}
-    fields |= {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<|endoftext|>", "chat_template": TEMPLATE}
-    (path / "tokenizer_config.json").write_text(json.dumps(fields), encoding="utf-8")
-    (path / "generation_config.json").write_text('{"eos_token_id": [2, 0]}', encoding="utf-8")
-    return path
+    return tiny_hub.write_tokenizer(tmp_path_factory.mktemp("tokenizer"), SCRIPTS)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +59,7 @@ def test_what_the_files_say(tokenizer):
 
 def test_no_text_encodes_to_a_control_id_and_all_text_comes_back(tokenizer):
     controls = set(tokenizer.controls.values())
-    assert set(tokenizer.controls) == set(MARKS)
+    assert set(tokenizer.controls) == set(tiny_hub.MARKS)
     for text in corpus():
         ids = tokenizer.encode(text)
         assert controls.isdisjoint(ids), text

@@ -26,9 +26,9 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stopping:
-    """When an answer ends: at the EOS, which is kept and trained, or after `length` tokens."""
+    """When an answer ends: at a token of `eos`, which is kept and trained, or after `length` tokens."""
 
-    eos: int
+    eos: tuple[int, ...]  # whichever comes first
     pad: int
     length: int  # T
     early: bool = True  # leave the loop once every answer has ended; False only serves benchmarks
@@ -84,7 +84,7 @@ def generate(
             acted=put(live, answers.acted),
             behaviour_logp=put(jnp.where(live, behaviour_logp, 0), answers.behaviour_logp),
             policy_logp=put(jnp.where(live, policy_logp, 0), answers.policy_logp),
-            truncated=live & (token != stopping.eos),
+            truncated=live & ~jnp.isin(token, jnp.asarray(stopping.eos)),
         )
         return t + 1, token, cache, answers
 

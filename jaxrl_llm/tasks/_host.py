@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
+from jaxrl_llm.prompting import Prompting, stops_of
+from jaxrl_llm.published import is_published, locate, tokenizer_of
 from jaxrl_llm.rewards.pool import GraderPool
 from jaxrl_llm.spec import nearest
 from jaxrl_llm.tokenizers import (
@@ -39,12 +41,36 @@ class Question:
     where: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How questions become tokens: a tokenizer by its name, a template, and how many solved examples are shown.
+
+    The examples are questions that are neither trained on nor held out. Raises as `Prompting` and `require_tokenizer`.
+    """
+
+    tokenizer: str
+    template: str = "plain"
+    shots: int = 0
+
+    def __post_init__(self):
+        require_tokenizer(self.tokenizer)
+        if self.shots < 0:
+            raise ValueError(f"shots must be 0 or more, not {self.shots}")
+        self.prompting  # noqa: B018 (a template that does not exist is an error now)
+
+    @property
+    def prompting(self) -> Prompting:
+        """The template, before it has its examples."""
+        return Prompting(template=self.template)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class HostTask:
     """A `types.Task` graded by processes that can be killed; compared by identity.
 
     `items[row]` is what the grader is told of the question whose truth is `row`. `counts` are the answers without a
     grade so far, by cause (see `GraderPool`). `duplicates` questions were left out because they were asked already.
+    `prompting` says how a question is asked and what of a text is its answer.
     """
 
     spec: str
@@ -54,6 +80,8 @@ class HostTask:
     answer_length: int
     items: Sequence[Mapping[str, Any]]
     pool: GraderPool
+    stops: tuple[int, ...]
+    prompting: Prompting
     duplicates: int = 0
     component_names: tuple[str, ...] = ("correct",)
     on_device: bool = False
@@ -62,13 +90,14 @@ class HostTask:
         """Grades of answers [P G T], tokens where `acted` [P G T], to the questions truth["row"] [P].
 
         The reward is what the grader says of the text; it is the only component. An answer counts only when it is
-        finished, that is when its last token is its only EOS: any other is wrong (0), without its text being read.
+        finished, that is when its last token is the only one that ends an answer: any other is wrong (0), unread.
         An answer that the grader could not grade is not valid, and has reward 0.
         """
         answer, acted, rows = np.asarray(answer), np.asarray(acted), np.asarray(truth["row"])
         texts = decode_answers(self.tokenizer, answer, acted)
-        finished = _finished(answer, acted, self.tokenizer.eos)
-        asked = {(p, g): (int(rows[p]), texts[p][g]) for p, g in np.argwhere(finished).tolist()}
+        finished = _finished(answer, acted, self.stops)
+        read = self.prompting.read
+        asked = {(p, g): (int(rows[p]), read(texts[p][g])) for p, g in np.argwhere(finished).tolist()}
         distinct = list(dict.fromkeys(asked.values()))  # a group often says the same thing many times
         grades = self.pool.grade([{**self.items[row], "answer": text} for row, text in distinct])
         graded = dict(zip(distinct, grades, strict=True))
@@ -88,9 +117,11 @@ class HostTask:
         self.pool.close()
 
 
-def _finished(answer: Int[np.ndarray, "P G T"], acted: Bool[np.ndarray, "P G T"], eos: int) -> Bool[np.ndarray, "P G"]:
-    """True where exactly one acted token is the EOS, and none is acted after it."""
-    ends = acted & (answer == eos)
+def _finished(
+    answer: Int[np.ndarray, "P G T"], acted: Bool[np.ndarray, "P G T"], stops: tuple[int, ...]
+) -> Bool[np.ndarray, "P G"]:
+    """True where exactly one acted token is among `stops`, and none is acted after it."""
+    ends = acted & np.isin(answer, stops)
     behind = np.cumsum(ends, -1) - ends > 0
     return ends.any(-1) & ~(acted & behind).any(-1)
 
@@ -98,7 +129,7 @@ def _finished(answer: Int[np.ndarray, "P G T"], acted: Bool[np.ndarray, "P G T"]
 def host_task(
     spec: str,
     questions: Sequence[Question],
-    tokenizer: str,
+    asking: Asking,
     lengths: tuple[int | None, int],
     split: tuple[int, int],
     pool: GraderPool,
@@ -110,19 +141,21 @@ def host_task(
     """
     kept = _asked_once(questions)
     heldout, seed = split
-    if len(kept) < 2:
-        raise ValueError(f"two different questions are needed, one of them to hold out, and there is {len(kept)}")
-    if not 1 <= heldout < len(kept):
-        raise ValueError(f"heldout must be from 1 to {len(kept) - 1} of these {len(kept)} questions, not {heldout}")
-    made = make_tokenizer(tokenizer, [text for q in kept for text in (q.prompt, q.answer) if text is not None])
-    prompts = [[made.bos, *_encode(made, q.prompt, q.where)] for q in kept]
-    answers = [[] if q.answer is None else [*_encode(made, q.answer, q.where), made.eos] for q in kept]
-    wanted, T = lengths
-    L = max(map(len, prompts)) if wanted is None else wanted
-    _require_fit("prompt", prompts, L, kept)
-    _require_fit("answer", answers, T, kept)
     draws = random.Random(seed)
     order = np.argsort([draws.random() for _ in kept], kind="stable").astype(np.int32)
+    shown = [row for row in order.tolist() if kept[row].answer is not None][: asking.shots]
+    left = len(kept) - len(shown)
+    if left < 2:
+        raise ValueError(f"two different questions are needed, one of them to hold out, and there is {left}")
+    if not 1 <= heldout < left:
+        raise ValueError(f"heldout must be from 1 to {left - 1} of these {left} questions, not {heldout}")
+    order = order[~np.isin(order, shown)]
+    prompting = dataclasses.replace(asking.prompting, shots=tuple((kept[i].prompt, kept[i].answer) for i in shown))
+    made, prompts, answers = _tokens(kept, prompting, asking.tokenizer)
+    wanted, T = lengths
+    L = max(len(prompts[row]) for row in order) if wanted is None else wanted
+    _require_fit("prompt", [prompts[row] for row in order], L, [kept[row] for row in order])
+    _require_fit("answer", answers, T, kept)
 
     def table(rows: Int[np.ndarray, " N"]) -> Problems:
         prompt, prompt_mask = _pad([prompts[row] for row in rows], L, made.pad, left=True)
@@ -143,8 +176,29 @@ def host_task(
         answer_length=T,
         items=[q.item for q in kept],
         pool=pool,
+        stops=stops_of(made, by_line=prompting.by_line),
+        prompting=prompting,
         duplicates=len(questions) - len(kept),
     )
+
+
+def _tokens(
+    kept: Sequence[Question], prompting: Prompting, choice: str
+) -> tuple[Tokenizer, list[list[int]], list[list[int]]]:
+    """The tokenizer, and the tokens of all prompts and of all answers with what ends them."""
+    written = [None if q.answer is None else prompting.answer(q.answer) for q in kept]
+    texts = [] if prompting.layout == "chat" else [prompting.text(q.prompt) for q in kept]
+    end = "\n" if prompting.by_line else ""
+    made = make_tokenizer(choice, [*texts, *(text for text in written if text is not None), end])
+    stop = made.encode(end)[-1] if end else made.eos
+    prompts, answers = [], []
+    for q, text in zip(kept, written, strict=True):
+        try:
+            prompts.append(prompting.ids(made, q.prompt))
+            answers.append([] if text is None else [*made.encode(text), stop])
+        except ValueError as error:
+            raise ValueError(f"{q.where}: {error}") from error
+    return made, prompts, answers
 
 
 def _asked_once(questions: Sequence[Question]) -> list[Question]:
@@ -160,26 +214,24 @@ def require_tokenizer(choice: str) -> None:
     """Raise ValueError unless `make_tokenizer` knows the choice, and OSError where its file is missing or damaged."""
     if choice.endswith(".model"):
         load_sentencepiece(choice)
+    elif is_published(choice):
+        locate(choice)
     elif choice not in ("char", "sentencepiece"):
         known = nearest(choice, ["char", "sentencepiece"])
-        raise ValueError(f"there is no tokenizer {choice!r}{known}; or give the path of a SentencePiece .model file")
+        raise ValueError(
+            f"there is no tokenizer {choice!r}{known}; or give a published model's folder or .gguf file, or a "
+            f"SentencePiece .model file"
+        )
 
 
 def make_tokenizer(choice: str, texts: Sequence[str]) -> Tokenizer:
-    """`char`: the characters of the texts; `sentencepiece`: trained on them; `*.model`: a SentencePiece file."""
+    """`char`: the characters of the texts; `sentencepiece`: trained on them; else that of a model or a .model file."""
     require_tokenizer(choice)
     if choice == "char":
         return CharTokenizer("".join(sorted(set().union(*texts))))
     if choice == "sentencepiece":
         return train_sentencepiece(texts, smallest_vocabulary(texts) + PIECES)
-    return load_sentencepiece(choice)
-
-
-def _encode(tokenizer: Tokenizer, text: str, where: str) -> list[int]:
-    try:
-        return tokenizer.encode(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    return load_sentencepiece(choice) if choice.endswith(".model") else tokenizer_of(choice)
 
 
 def _require_fit(name: str, ids: Sequence[Sequence[int]], length: int, questions: Sequence[Question]) -> None:

@@ -43,6 +43,11 @@ class DeviceTask:
     grade_fn: GradeFn
     on_device: bool = True
 
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        return (self.tokenizer.eos,)
+
     def grade(
         self, answer: Int[Array, "P G T"], acted: Bool[Array, "P G T"], truth: Mapping[str, Int[Array, "P ..."]]
     ) -> Grade:

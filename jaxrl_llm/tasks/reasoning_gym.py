@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxrl_llm.rewards.pool import GraderPool
 from jaxrl_llm.spec import nearest
-from jaxrl_llm.tasks._host import HostTask, Question, host_task, require_tokenizer, spelled
+from jaxrl_llm.tasks._host import Asking, HostTask, Question, host_task, spelled
 
 CHUNK = 32
 """Questions made at a time."""
@@ -36,6 +36,8 @@ def reasoning_gym(  # noqa: PLR0913 (what the command line can set)
     prompt_length: int | None = None,
     answer_length: int = 32,
     tokenizer: str = "char",
+    template: str = "plain",
+    shots: int = 0,
     workers: int = 2,
     seconds: float = 5.0,
     threshold: float = 1.0,
@@ -45,28 +47,31 @@ def reasoning_gym(  # noqa: PLR0913 (what the command line can set)
     """Reward 1 where the data set's scorer gives at least `threshold`, else 0; with threshold 0 the score itself.
 
     Many scorers give junk a little (0.01 to 0.2), which is why the default asks for the full score. `size` questions to
-    train on and `heldout` others, all different; `split_seed` chooses both. The prompt is the question as it stands.
-    `tokenizer` is "char" (the characters of these questions), "sentencepiece" (trained on them) or a `.model` file.
-    `task_options` are the fields of the data set's configuration. Each answer is graded within `seconds`, in one of
-    `workers` processes.
+    train on and `heldout` others, all different; `split_seed` chooses both. `tokenizer` is "char" (the characters of
+    these questions), "sentencepiece" (trained on them), a published model or a `.model` file. `template` and `shots`
+    are those of `prompting.Prompting`: a layout (plain, qa, chat, FILE.jinja), also with a prior prompt
+    (chat+planning), and how many solved examples are shown in front. `task_options` are the fields of the data set's
+    configuration. Each answer is graded within `seconds`, in one of `workers` processes.
 
     Raises:
         ValueError: a data set or option that does not exist, an option's value that the data set refuses, fewer
             different questions than wanted, a question or answer that does not fit, or reasoning-gym is missing.
     """
-    require_tokenizer(tokenizer)
+    asking = Asking(tokenizer=tokenizer, template=template, shots=shots)
     _require_options(name, task_options)
     if size < 1 or heldout < 1 or not 0 <= split_seed < SEEDS or not 0 <= threshold <= 1:
         raise ValueError(f"size and heldout start at 1, split_seed is below {SEEDS}, and threshold is from 0 to 1")
     own = {"size": size, "heldout": heldout, "prompt_length": prompt_length, "answer_length": answer_length}
     own |= {"tokenizer": tokenizer, "workers": workers, "seconds": seconds, "threshold": threshold}
+    own |= {"template": template, "shots": shots}
     spec = spelled(reasoning_gym, name, own | {"split_seed": split_seed} | task_options)
-    draws = DRAWS * (size + heldout)
+    wanted = size + heldout + shots
+    draws = DRAWS * wanted
     config = {**task_options, "seed": split_seed * 1_000_000, "size": draws}
     pool = GraderPool("reasoning_gym", {"name": name, "config": config, "threshold": threshold}, workers, seconds)
     try:
-        questions = _questions(name, pool, size + heldout, draws)
-        return host_task(spec, questions, tokenizer, (prompt_length, answer_length), (heldout, split_seed), pool)
+        questions = _questions(name, pool, wanted, draws)
+        return host_task(spec, questions, asking, (prompt_length, answer_length), (heldout, split_seed), pool)
     except BaseException:
         pool.close()
         raise

@@ -11,17 +11,16 @@ import io
 import json
 import math
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxrl_llm.published import HUB_NAME
 from jaxrl_llm.rewards import worker
 from jaxrl_llm.rewards.pool import GraderPool
 from jaxrl_llm.spec import nearest
-from jaxrl_llm.tasks._host import HostTask, Question, host_task, require_tokenizer, spelled
+from jaxrl_llm.tasks._host import Asking, HostTask, Question, host_task, spelled
 
 MATCHES = ("exact", "numeric", "math_verify")
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 Rows = Iterator[tuple[str, Mapping[str, Any]]]
 """Where a row stands, for messages, and its fields."""
@@ -37,6 +36,8 @@ def rows(  # noqa: PLR0913 (what the command line can set)
     prompt_length: int | None = None,
     answer_length: int = 64,
     tokenizer: str = "char",
+    template: str = "plain",
+    shots: int = 0,
     split: str = "train",
     subset: str | None = None,
     workers: int = 2,
@@ -48,30 +49,38 @@ def rows(  # noqa: PLR0913 (what the command line can set)
     `path` is a local .json, .jsonl, .csv or .parquet file, or a data set OWNER/NAME of the hub, of which `split` and
     `subset` choose the part. `match` is "exact" (but for white space around), "numeric" (the last numbers are equal)
     or "math_verify" (equal as mathematics). `heldout` is a share below 1, or a number of questions; `split_seed`
-    chooses them. `tokenizer` is "char" (the characters of these rows), "sentencepiece" (trained on them) or a `.model`
-    file. A row may come twice, and counts once.
+    chooses them. `tokenizer` is "char" (the characters of these rows), "sentencepiece" (trained on them), a published
+    model or a `.model` file. `template` and `shots` are those of `prompting.Prompting`: a layout (plain, qa, chat,
+    FILE.jinja), also with a prior prompt (chat+planning), and how many solved examples are shown in front. A row may
+    come twice, and counts once.
 
     Raises:
         ValueError: a name that does not exist, with the nearest one; a row that is malformed, lacks a field, has
             nothing in it, or whose answer would not match itself, with file, place and field; a row that does not fit.
         OSError: a file that cannot be read.
     """
-    require_tokenizer(tokenizer)
+    asking = Asking(tokenizer=tokenizer, template=template, shots=shots)
     if match not in MATCHES:
         raise ValueError(f"there is no match {match!r}{nearest(match, list(MATCHES))}")
     if match == "math_verify" and importlib.util.find_spec("math_verify") is None:
         raise ValueError("math-verify is not installed: pip install 'jaxrl_llm[tasks]'")
     own = {"prompt": prompt, "answer": answer, "match": match, "heldout": heldout, "prompt_length": prompt_length}
     own |= {"answer_length": answer_length, "tokenizer": tokenizer, "split": split, "subset": subset}
-    spec = spelled(rows, path, own | {"workers": workers, "seconds": seconds, "split_seed": split_seed})
+    spec = spelled(
+        rows,
+        path,
+        own
+        | {"workers": workers, "seconds": seconds, "split_seed": split_seed}
+        | {"template": template, "shots": shots},
+    )
     questions = _questions(_read(path, split, subset, (prompt, answer)), prompt, answer)
     if not questions:
         raise ValueError(f"{path}: there is no row")
-    count = _heldout_count(heldout, len({q.prompt for q in questions}))
+    count = _heldout_count(heldout, len({q.prompt for q in questions}) - shots)
     pool = GraderPool(match, {}, workers, seconds)
     try:
         _require_own_match(questions, match, pool)
-        return host_task(spec, questions, tokenizer, (prompt_length, answer_length), (count, split_seed), pool)
+        return host_task(spec, questions, asking, (prompt_length, answer_length), (count, split_seed), pool)
     except BaseException:
         pool.close()
         raise

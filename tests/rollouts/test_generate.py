@@ -18,7 +18,7 @@ from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
 
 P, G, L, T, V = 4, 6, 5, 6, 5
 PAD, EOS = 0, 2
-STOPPING = Stopping(eos=EOS, pad=PAD, length=T)
+STOPPING = Stopping(eos=(EOS,), pad=PAD, length=T)
 PLAIN = SamplingRules()
 decode = tiny.jit(generate, static_argnums=(0, 5, 6))
 

@@ -29,6 +29,7 @@ def load_gguf_tokenizer(file: GgufFile) -> PublishedTokenizer:
         if made is None:
             raise ValueError(f"tokenizer.ggml.model {kind!r} is not known{nearest(str(kind), ['gpt2', 'llama'])}")
         _add_marks(made, file, tokens)
+        _add_opening(made, file, tokens)
         marks = {name: file.field(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot")}
         marks |= {
             "unk": file.field("tokenizer.ggml.unknown_token_id"),
@@ -108,3 +109,15 @@ def _add_marks(made: Any, file: GgufFile, tokens: list[str]) -> None:
     marked = list(zip(tokens, kinds, strict=False))
     made.add_special_tokens([AddedToken(t, normalized=False, special=True) for t, kind in marked if kind == CONTROL])
     made.add_tokens([AddedToken(t, normalized=False) for t, kind in marked if kind == USER_DEFINED])
+
+
+def _add_opening(made: Any, file: GgufFile, tokens: list[str]) -> None:
+    """BOS in front of a text, where the file says so or, for pieces, says nothing."""
+    from tokenizers import processors
+
+    bos, wanted = file.field("tokenizer.ggml.bos_token_id"), file.field("tokenizer.ggml.add_bos_token")
+    if wanted is None:
+        wanted = file.field("tokenizer.ggml.model") == "llama"
+    if wanted and isinstance(bos, int) and 0 <= bos < len(tokens):
+        mark = tokens[bos]
+        made.post_processor = processors.TemplateProcessing(single=[mark, "$A"], special_tokens=[(mark, bos)])

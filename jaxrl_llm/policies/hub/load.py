@@ -63,10 +63,15 @@ def load_folder(folder: str | pathlib.Path, shardings: Callable[[Policy], Params
 def load_gguf(path: str | pathlib.Path, shardings: Callable[[Policy], Params]) -> tuple[Hub, Params]:
     """The same of a GGUF file, dequantised."""
     with GgufFile(path) as source:
-        try:
-            return source.hub, load_params(source.hub, source, shardings, tensor_of=lambda place: place.gguf)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        return source.hub, load_open_gguf(source, shardings)
+
+
+def load_open_gguf(source: GgufFile, shardings: Callable[[Policy], Params]) -> Params:
+    """The parameters of a GGUF file that is open already."""
+    try:
+        return load_params(source.hub, source, shardings, tensor_of=lambda place: place.gguf)
+    except ValueError as error:
+        raise ValueError(f"{source.path}: {error}") from error
 
 
 def load_params(
