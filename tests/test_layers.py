@@ -26,6 +26,7 @@ LAYERS = {
     "rollouts": 2,
     "tokenizers": 2,
     "chat": 2,
+    "published_pieces": 2,
     "published_tokenizer": 2,
     "tasks": 2,
     "rewards": 2,
