@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
+from jaxrl_llm.rewards.composite import Composite
 from jaxrl_llm.rewards.pool import GraderPool
 from jaxrl_llm.spec import nearest
 from jaxrl_llm.tokenizers import (
@@ -45,6 +46,7 @@ class HostTask:
 
     `items[row]` is what the grader is told of the question whose truth is `row`. `counts` are the answers without a
     grade so far, by cause (see `GraderPool`). `duplicates` questions were left out because they were asked already.
+    `reward` says what an answer earns.
     """
 
     spec: str
@@ -55,15 +57,15 @@ class HostTask:
     items: Sequence[Mapping[str, Any]]
     pool: GraderPool
     duplicates: int = 0
-    component_names: tuple[str, ...] = ("correct",)
+    reward: Composite = dataclasses.field(default_factory=Composite)
     on_device: bool = False
 
     def grade(self, answer: Any, acted: Any, truth: Mapping[str, Any]) -> Grade:
         """Grades of answers [P G T], tokens where `acted` [P G T], to the questions truth["row"] [P].
 
-        The reward is what the grader says of the text; it is the only component. An answer counts only when it is
-        finished, that is when its last token is its only EOS: any other is wrong (0), without its text being read.
-        An answer that the grader could not grade is not valid, and has reward 0.
+        The reward is made of what the grader says of the text (`correct`), and of other parts. An answer counts only
+        when it is finished, that is when its last token is its only EOS: any other is wrong (0), without its text being
+        read. An answer that the grader could not grade is not valid, and has reward 0.
         """
         answer, acted, rows = np.asarray(answer), np.asarray(acted), np.asarray(truth["row"])
         texts = decode_answers(self.tokenizer, answer, acted)
@@ -72,11 +74,16 @@ class HostTask:
         distinct = list(dict.fromkeys(asked.values()))  # a group often says the same thing many times
         grades = self.pool.grade([{**self.items[row], "answer": text} for row, text in distinct])
         graded = dict(zip(distinct, grades, strict=True))
-        reward, valid = np.zeros(finished.shape, np.float32), np.ones(finished.shape, bool)
+        correct, valid = np.zeros(finished.shape, np.float32), np.ones(finished.shape, bool)
         for place, question in asked.items():
             valid[place] = graded[question] is not None
-            reward[place] = graded[question] or 0.0
-        return Grade(reward=jnp.asarray(reward), components=jnp.asarray(reward)[..., None], valid=jnp.asarray(valid))
+            correct[place] = graded[question] or 0.0
+        return self.reward.grade(texts, correct, valid, finished, acted.sum(axis=-1), answer.shape[-1])
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """The parts of the reward."""
+        return self.reward.names
 
     @property
     def counts(self) -> Mapping[str, int]:

@@ -37,7 +37,7 @@ ASKED = (
     *("Who wrote Hamlet?", "Translate 'hello' to French.", "What do bees make?", "Is the sun a star?"),
     *("How many legs has a spider?", "Say something in Spanish: ¿qué tal? 😀"),
 )
-SENSIBLE = {0: "Paris", 7: "Wednesday", 10: "Rome", 14: "Shakespeare", 16: "honey"}
+SENSIBLE = {0: "Paris", 2: "5, 6, 7, 8", 5: "cold", 7: "Wednesday", 9: "United States"}
 
 
 @pytest.fixture(scope="module")
