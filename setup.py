@@ -26,6 +26,7 @@ setuptools.setup(
         "jaxtyping>=0.3",
         "jinja2>=3.1",
         "matplotlib>=3.8",
+        "protobuf>=4",
         "rich>=13",
         "safetensors>=0.5",
         "tensorboardX>=2.6",

@@ -36,7 +36,7 @@ from jaxrl_llm.train import train
 NAME = "smollm2_arithmetic"
 QUESTION = "Does RL at least double the held-out sampled accuracy of SmolLM2-135M within an hour on two CPU cores?"
 CLAIM = "It does, on problems that were held out, and ends above the best constant answer (a target of this library)."
-TASK = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1,size=96,heldout=48"
+TASK = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1,size=128,heldout=48"
 TASK += ",template=qa,shots=4,answer_length=6"
 MINUTES = 60
 SAMPLES = 32  # answers to each held-out problem, before and after
@@ -89,7 +89,8 @@ def marks(programs: Programs, params: Params, samples: int) -> tuple[np.ndarray,
     c = programs.config
     sampler = Evaluator(programs.policy, c.task, programs.mesh, c.seed + 1, 10**6, samples, batch=c.eval_batch)
     greedy, sampled = sampler.decode(params, 0, 1, GREEDY)[1], sampler.decode(params, 0, samples, SamplingRules())[1]
-    return right(greedy)[:, 0], right(sampled)
+    names = c.task.component_names
+    return right(greedy, names)[:, 0], right(sampled, names)
 
 
 def ratio(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ def majority(answers: np.ndarray, right: np.ndarray) -> float:
 class Evaluator:
     """Evaluates parameters on the first `problems` rows of a split, in batches of a fixed size.
 
-    An answer is right when its reward is the whole 1. `decode` gives the raw material: answers and rewards of all
+    An answer is right when it is wholly correct. `decode` gives the raw material: answers and rewards of all
     problems, on the host.
     """
 
@@ -97,10 +98,9 @@ class Evaluator:
         """All held-out figures under their names in the glossary. Same parameters and step: same figures."""
         greedy, marks = self.decode(params, step, 1, GREEDY)
         out, grade = self.decode(params, step, self.samples, SamplingRules())
-        figures = held_out_figures(
-            right(marks), greedy.acted.sum(axis=-1), greedy.truncated, right(grade).sum(axis=-1), self.samples
-        )
-        return figures | {"eval/majority": majority(np.where(out.acted, out.answer, -1), right(grade))}
+        first, each = right(marks, self.task.component_names), right(grade, self.task.component_names)
+        figures = held_out_figures(first, greedy.acted.sum(axis=-1), greedy.truncated, each.sum(axis=-1), self.samples)
+        return figures | {"eval/majority": majority(np.where(out.acted, out.answer, -1), each)}
 
 
 def held_out_figures(
@@ -121,9 +121,10 @@ def held_out_figures(
     return figures
 
 
-def right(grade: Grade) -> np.ndarray:
-    """Which answers earned the whole reward of 1."""
-    return np.asarray(grade.valid) & (np.asarray(grade.reward) >= 1 - 1e-6)
+def right(grade: Grade, names: Sequence[str] = ()) -> np.ndarray:
+    """Which answers are right: whose component `correct` is 1 where `names` of components have it, else the reward."""
+    worth = grade.components[..., list(names).index("correct")] if "correct" in names else grade.reward
+    return np.asarray(grade.valid) & (np.asarray(worth) >= 1 - 1e-6)
 
 
 def best_constant(task: Task, problems: int, candidates: int = 64) -> tuple[float, str] | None:
@@ -149,6 +150,6 @@ def best_constant(task: Task, problems: int, candidates: int = 64) -> tuple[floa
         grade = fetch(jax.jit(task.grade)(jnp.asarray(answer), jnp.asarray(acted), truth))
     else:
         grade = fetch(task.grade(answer, acted, {name: np.asarray(x) for name, x in truth.items()}))
-    accuracy = right(grade).mean(axis=0)
+    accuracy = right(grade, task.component_names).mean(axis=0)
     best = int(np.argmax(accuracy))
     return float(accuracy[best]), task.tokenizer.decode(chosen[best])

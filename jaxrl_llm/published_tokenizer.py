@@ -1,4 +1,5 @@
-"""Tokenizers of published models: `tokenizer.json`, or the vocabulary of a GGUF file; and their chat templates.
+"""Tokenizers of published models: `tokenizer.json`, `tokenizer.model`, or the vocabulary of a GGUF file; and their
+chat templates.
 
 The law of `tokenizers` holds: text never encodes to a control id. What a template writes does, and what a user wrote
 inside it does not, so a question that spells "<|im_end|>" stays a question.
@@ -13,7 +14,10 @@ from typing import Any
 
 from jaxrl_llm.chat import render
 from jaxrl_llm.json_files import read_json
+from jaxrl_llm.published_pieces import added_controls, definition_of_pieces
 
+PIECES = "tokenizer.model"
+MARKS = ("eos", "bos", "pad", "unk")
 PRIVATE = range(0xE000, 0xF8FF)  # code points without meaning, to mark places in a rendered template
 
 
@@ -148,26 +152,35 @@ def _marker(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def load_published(folder: str | pathlib.Path) -> PublishedTokenizer:
-    """The tokenizer of a Hugging Face folder. Raises OSError, and ValueError that names the file."""
+    """The tokenizer of a Hugging Face folder: its tokenizer.json, or failing that the pieces of its tokenizer.model.
+
+    Raises OSError, and ValueError that names the file.
+    """
     folder = pathlib.Path(folder)
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        if not (folder / PIECES).is_file():
+            raise FileNotFoundError(f"there is no file {path}, and no {PIECES} beside it")
+        path = folder / PIECES
     optional = {
         name: read_json(folder / name) if (folder / name).is_file() else {}
         for name in ("tokenizer_config.json", "generation_config.json", "config.json")
     }
     try:
-        vocabulary = _vocabulary(json.loads(path.read_text(encoding="utf-8")))
-        fields, stops = optional["tokenizer_config.json"], []
-        marks = {name: _id(fields, f"{name}_token", vocabulary) for name in ("eos", "bos", "pad", "unk")}
+        fields, stops, own = optional["tokenizer_config.json"], [], {}
+        if path.name == PIECES:
+            opens = fields.get("add_bos_token") is not False
+            definition, own = definition_of_pieces(path.read_bytes(), added_controls(fields), opens=opens)
+        else:
+            definition = path.read_text(encoding="utf-8")
+        vocabulary = _vocabulary(json.loads(definition))
+        marks = own | {name: i for name in MARKS if (i := _id(fields, f"{name}_token", vocabulary)) is not None}
+        marks = {name: marks.get(name) for name in MARKS}
         for source in (optional["generation_config.json"], optional["config.json"]):
             named = source.get("eos_token_id")
             stops += named if isinstance(named, list) else [] if named is None else [named]
         stops = ([] if marks["eos"] is None else [marks["eos"]]) + stops
-        return PublishedTokenizer(
-            definition=path.read_text(encoding="utf-8"), template=_template(folder, fields), **ends(stops, marks)
-        )
+        return PublishedTokenizer(definition=definition, template=_template(folder, fields), **ends(stops, marks))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -52,6 +52,12 @@ def answer_keys(
     return jax.vmap(by_answer, (0, None))(by_prompt, jnp.arange(answers))
 
 
+def answer_seeds(keys: Key[Array, "P G"]) -> Int[Array, "P G"]:
+    """A seed from 0 to 2**31 - 1 for each answer, for an engine that draws by itself."""
+    bits = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32)))(keys)
+    return (bits >> 1).astype(jnp.int32)
+
+
 def position_keys(keys: Key[Array, "P G"], position: Int[Array, ""] | int) -> Key[Array, "P G"]:
     """The keys of one token position."""
     return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, position)

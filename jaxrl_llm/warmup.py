@@ -53,8 +53,9 @@ def attempts(programs: Programs, params: Params) -> np.ndarray:
     config = programs.config
     table = len(config.task.train.prompt)
     sampler = Evaluator(programs.policy, config.task, programs.mesh, config.seed, table, 1, split="train")
-    return right(sampler.decode(params, 0, config.recipe.screening.attempts, config.sampling)[1])
+    grade = sampler.decode(params, 0, config.recipe.screening.attempts, config.sampling)[1]
+    return right(grade, config.task.component_names)
 
 
 def _accuracy(evaluator: Evaluator, params: Params, step: int) -> float:
-    return float(np.mean(right(evaluator.decode(params, step, 1, GREEDY)[1])))
+    return float(np.mean(right(evaluator.decode(params, step, 1, GREEDY)[1], evaluator.task.component_names)))

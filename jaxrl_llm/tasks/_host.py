@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 
 from jaxrl_llm.prompting import Prompting, stops_of
 from jaxrl_llm.published import is_published, locate, tokenizer_of
+from jaxrl_llm.rewards.composite import Composite
 from jaxrl_llm.rewards.pool import GraderPool
 from jaxrl_llm.spec import nearest
 from jaxrl_llm.tokenizers import (
@@ -70,7 +71,7 @@ class HostTask:
 
     `items[row]` is what the grader is told of the question whose truth is `row`. `counts` are the answers without a
     grade so far, by cause (see `GraderPool`). `duplicates` questions were left out because they were asked already.
-    `prompting` says how a question is asked and what of a text is its answer.
+    `prompting` says how a question is asked and what of a text is its answer; `reward` says what an answer earns.
     """
 
     spec: str
@@ -83,15 +84,15 @@ class HostTask:
     stops: tuple[int, ...]
     prompting: Prompting
     duplicates: int = 0
-    component_names: tuple[str, ...] = ("correct",)
+    reward: Composite = dataclasses.field(default_factory=Composite)
     on_device: bool = False
 
     def grade(self, answer: Any, acted: Any, truth: Mapping[str, Any]) -> Grade:
         """Grades of answers [P G T], tokens where `acted` [P G T], to the questions truth["row"] [P].
 
-        The reward is what the grader says of the text; it is the only component. An answer counts only when it is
-        finished, that is when its last token is the only one that ends an answer: any other is wrong (0), unread.
-        An answer that the grader could not grade is not valid, and has reward 0.
+        The reward is made of what the grader says of the text (`correct`), and of other parts. An answer counts only
+        when it is finished, that is when its last token is the only one that ends an answer: any other is wrong (0),
+        unread. An answer that the grader could not grade is not valid, and has reward 0.
         """
         answer, acted, rows = np.asarray(answer), np.asarray(acted), np.asarray(truth["row"])
         texts = decode_answers(self.tokenizer, answer, acted)
@@ -101,11 +102,16 @@ class HostTask:
         distinct = list(dict.fromkeys(asked.values()))  # a group often says the same thing many times
         grades = self.pool.grade([{**self.items[row], "answer": text} for row, text in distinct])
         graded = dict(zip(distinct, grades, strict=True))
-        reward, valid = np.zeros(finished.shape, np.float32), np.ones(finished.shape, bool)
+        correct, valid = np.zeros(finished.shape, np.float32), np.ones(finished.shape, bool)
         for place, question in asked.items():
             valid[place] = graded[question] is not None
-            reward[place] = graded[question] or 0.0
-        return Grade(reward=jnp.asarray(reward), components=jnp.asarray(reward)[..., None], valid=jnp.asarray(valid))
+            correct[place] = graded[question] or 0.0
+        return self.reward.grade(texts, correct, valid, finished, acted.sum(axis=-1), answer.shape[-1])
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """The parts of the reward."""
+        return self.reward.names
 
     @property
     def counts(self) -> Mapping[str, int]:

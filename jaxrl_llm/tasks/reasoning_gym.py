@@ -5,12 +5,14 @@ read from its source, so that a typing error is refused at once.
 """
 
 import ast
+import dataclasses
 import importlib.util
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxrl_llm.rewards.composite import read_composite
 from jaxrl_llm.rewards.pool import GraderPool
 from jaxrl_llm.spec import nearest
 from jaxrl_llm.tasks._host import Asking, HostTask, Question, host_task, spelled
@@ -41,6 +43,7 @@ def reasoning_gym(  # noqa: PLR0913 (what the command line can set)
     workers: int = 2,
     seconds: float = 5.0,
     threshold: float = 1.0,
+    reward: str = "correct",
     split_seed: int = 0,
     **task_options: Any,
 ) -> HostTask:
@@ -51,7 +54,8 @@ def reasoning_gym(  # noqa: PLR0913 (what the command line can set)
     these questions), "sentencepiece" (trained on them), a published model or a `.model` file. `template` and `shots`
     are those of `prompting.Prompting`: a layout (plain, qa, chat, FILE.jinja), also with a prior prompt
     (chat+planning), and how many solved examples are shown in front. `task_options` are the fields of the data set's
-    configuration. Each answer is graded within `seconds`, in one of `workers` processes.
+    configuration. Each answer is graded within `seconds`, in one of `workers` processes. `reward` is a sum of parts of
+    the answer, such as correct-0.1*length (see `rewards.parts`).
 
     Raises:
         ValueError: a data set or option that does not exist, an option's value that the data set refuses, fewer
@@ -62,8 +66,9 @@ def reasoning_gym(  # noqa: PLR0913 (what the command line can set)
     if size < 1 or heldout < 1 or not 0 <= split_seed < SEEDS or not 0 <= threshold <= 1:
         raise ValueError(f"size and heldout start at 1, split_seed is below {SEEDS}, and threshold is from 0 to 1")
     own = {"size": size, "heldout": heldout, "prompt_length": prompt_length, "answer_length": answer_length}
-    own |= {"tokenizer": tokenizer, "workers": workers, "seconds": seconds, "threshold": threshold}
+    own |= {"tokenizer": tokenizer, "workers": workers, "seconds": seconds, "threshold": threshold, "reward": reward}
     own |= {"template": template, "shots": shots}
+    composite = read_composite(reward)
     spec = spelled(reasoning_gym, name, own | {"split_seed": split_seed} | task_options)
     wanted = size + heldout + shots
     draws = DRAWS * wanted
@@ -71,7 +76,8 @@ def reasoning_gym(  # noqa: PLR0913 (what the command line can set)
     pool = GraderPool("reasoning_gym", {"name": name, "config": config, "threshold": threshold}, workers, seconds)
     try:
         questions = _questions(name, pool, wanted, draws)
-        return host_task(spec, questions, asking, (prompt_length, answer_length), (heldout, split_seed), pool)
+        made = host_task(spec, questions, asking, (prompt_length, answer_length), (heldout, split_seed), pool)
+        return dataclasses.replace(made, reward=composite)
     except BaseException:
         pool.close()
         raise

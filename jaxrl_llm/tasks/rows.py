@@ -1,29 +1,28 @@
-"""Questions and answers from rows of a table: a local file, or a data set of the hub.
+"""Questions and answers from rows of a table: a local file, or a data set of the hub."""
 
-Parquet files and hub names are read by the `datasets` library. Text files (.json, .jsonl, .csv) are not: its readers
-guess types, and 007 would become 7, NA nothing, a long integer a rounded float and an ISO date a time stamp, before
-anyone had seen the answer. They are read here, strictly, and a number keeps its spelling.
-"""
-
-import csv
+import dataclasses
 import importlib.util
-import io
-import json
 import math
-import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxrl_llm.published import HUB_NAME
 from jaxrl_llm.rewards import worker
+from jaxrl_llm.rewards.composite import read_composite
+from jaxrl_llm.rewards.finals import after_hashes, last_boxed
 from jaxrl_llm.rewards.pool import GraderPool
 from jaxrl_llm.spec import nearest
 from jaxrl_llm.tasks._host import Asking, HostTask, Question, host_task, spelled
+from jaxrl_llm.tasks._tables import Rows, read_table
 
-MATCHES = ("exact", "numeric", "math_verify")
-
-Rows = Iterator[tuple[str, Mapping[str, Any]]]
-"""Where a row stands, for messages, and its fields."""
+# How an answer is compared -> the grader, and what takes the truth out of the column of answers (None: all of it is).
+MATCHES: Mapping[str, tuple[str, Callable[[str], str | None] | None]] = {
+    "exact": ("exact", None),
+    "numeric": ("numeric", None),
+    "math_verify": ("math_verify", None),
+    "gsm8k": ("numeric", after_hashes),
+    "math": ("math_verify", last_boxed),
+}
+MARKS = {"gsm8k": "'#### ANSWER'", "math": r"\boxed{ANSWER}"}
 
 
 def rows(  # noqa: PLR0913 (what the command line can set)
@@ -32,6 +31,7 @@ def rows(  # noqa: PLR0913 (what the command line can set)
     prompt: str = "prompt",
     answer: str = "answer",
     match: str = "exact",
+    reward: str = "correct",
     heldout: float = 0.1,
     prompt_length: int | None = None,
     answer_length: int = 64,
@@ -46,13 +46,16 @@ def rows(  # noqa: PLR0913 (what the command line can set)
 ) -> HostTask:
     """Reward 1 where the answer matches column `answer` of the row whose column `prompt` was asked, else 0.
 
-    `path` is a local .json, .jsonl, .csv or .parquet file, or a data set OWNER/NAME of the hub, of which `split` and
-    `subset` choose the part. `match` is "exact" (but for white space around), "numeric" (the last numbers are equal)
-    or "math_verify" (equal as mathematics). `heldout` is a share below 1, or a number of questions; `split_seed`
-    chooses them. `tokenizer` is "char" (the characters of these rows), "sentencepiece" (trained on them), a published
-    model or a `.model` file. `template` and `shots` are those of `prompting.Prompting`: a layout (plain, qa, chat,
-    FILE.jinja), also with a prior prompt (chat+planning), and how many solved examples are shown in front. A row may
-    come twice, and counts once.
+    `path` is a local .json, .jsonl, .csv, .parquet or .arrow file, a folder saved by `datasets`, or a data set
+    OWNER/NAME of the hub, of which `split` and `subset` choose the part. `match` is "exact" (but for white space
+    around), "numeric" (the last numbers are equal), "math_verify" (equal as mathematics), "gsm8k" (the column is a
+    worked solution with its answer behind "####", and the last numbers are equal) or "math" (it stands in the last
+    \\boxed{}, and they are equal as mathematics). `reward` is a sum of parts of the answer, each a column of its
+    components, such as correct+0.2*boxed-0.1*length (see `rewards.parts`). `heldout` is a share below 1, or a number of
+    questions; `split_seed` chooses them. `tokenizer` is "char" (the characters of these rows), "sentencepiece" (trained
+    on them), a published model or a `.model` file. `template` and `shots` are those of `prompting.Prompting`: a layout
+    (plain, qa, chat, FILE.jinja), also with a prior prompt (chat+planning), and how many solved examples are shown in
+    front. A row may come twice, and counts once.
 
     Raises:
         ValueError: a name that does not exist, with the nearest one; a row that is malformed, lacks a field, has
@@ -62,25 +65,24 @@ def rows(  # noqa: PLR0913 (what the command line can set)
     asking = Asking(tokenizer=tokenizer, template=template, shots=shots)
     if match not in MATCHES:
         raise ValueError(f"there is no match {match!r}{nearest(match, list(MATCHES))}")
-    if match == "math_verify" and importlib.util.find_spec("math_verify") is None:
+    grader, final = MATCHES[match]
+    composite = read_composite(reward)
+    if grader == "math_verify" and importlib.util.find_spec("math_verify") is None:
         raise ValueError("math-verify is not installed: pip install 'jaxrl_llm[tasks]'")
     own = {"prompt": prompt, "answer": answer, "match": match, "heldout": heldout, "prompt_length": prompt_length}
     own |= {"answer_length": answer_length, "tokenizer": tokenizer, "split": split, "subset": subset}
-    spec = spelled(
-        rows,
-        path,
-        own
-        | {"workers": workers, "seconds": seconds, "split_seed": split_seed}
-        | {"template": template, "shots": shots},
-    )
-    questions = _questions(_read(path, split, subset, (prompt, answer)), prompt, answer)
+    own |= {"reward": reward, "template": template, "shots": shots}
+    spec = spelled(rows, path, own | {"workers": workers, "seconds": seconds, "split_seed": split_seed})
+    questions = _questions(read_table(path, split, subset, (prompt, answer)), prompt, answer)
+    questions = [_with_truth(q, answer, match) for q in questions] if final else questions
     if not questions:
         raise ValueError(f"{path}: there is no row")
     count = _heldout_count(heldout, len({q.prompt for q in questions}) - shots)
-    pool = GraderPool(match, {}, workers, seconds)
+    pool = GraderPool(grader, {}, workers, seconds)
     try:
         _require_own_match(questions, match, pool)
-        return host_task(spec, questions, asking, (prompt_length, answer_length), (count, split_seed), pool)
+        made = host_task(spec, questions, asking, (prompt_length, answer_length), (count, split_seed), pool)
+        return dataclasses.replace(made, reward=composite)
     except BaseException:
         pool.close()
         raise
@@ -127,120 +129,27 @@ def _content(value: Any, where: str) -> str:
     return text
 
 
+def _with_truth(q: Question, column: str, match: str) -> Question:
+    """The question with the final answer of its worked solution as its truth."""
+    truth = MATCHES[match][1](q.answer)
+    if not truth:
+        shown = q.answer if len(q.answer) < 80 else f"...{q.answer[-80:]}"
+        raise ValueError(f"{q.where}: field {column!r} gives no final answer as {MARKS[match]}: {shown!r}")
+    return dataclasses.replace(q, item={"truth": truth})
+
+
 def _require_own_match(questions: list[Question], match: str, pool: GraderPool) -> None:
-    """Raise ValueError for the first truth that would not be right as an answer: its row could never be rewarded."""
-    truths = list(dict.fromkeys(q.item["truth"] for q in questions))
-    if match == "exact":
+    """Raise ValueError for the first answer that would not be right as an answer: its row could never be rewarded."""
+    pairs = list(dict.fromkeys((q.answer, q.item["truth"]) for q in questions))
+    grader = MATCHES[match][0]
+    if grader == "exact":
         return
-    if match == "numeric":
-        right = [worker.last_number(truth) is not None for truth in truths]
+    if grader == "numeric":
+        numbers = [(worker.last_number(answer), worker.last_number(truth)) for answer, truth in pairs]
+        right = [answer is not None and answer == truth for answer, truth in numbers]
     else:
-        right = [grade == 1 for grade in pool.grade([{"answer": truth, "truth": truth} for truth in truths])]
-    wrong = {truth for truth, fits in zip(truths, right, strict=True) if not fits}
+        right = [grade == 1 for grade in pool.grade([{"answer": answer, "truth": truth} for answer, truth in pairs])]
+    wrong = {pair for pair, fits in zip(pairs, right, strict=True) if not fits}
     for q in questions:
-        if q.answer in wrong:
+        if (q.answer, q.item["truth"]) in wrong:
             raise ValueError(f"{q.where}: the answer {q.answer[:80]!r} does not match itself under match={match}")
-
-
-def _read(path: str, split: str, subset: str | None, columns: tuple[str, str]) -> Rows:
-    """Rows of the file or hub data set. Raises OSError or ValueError, with the row's place where it has one."""
-    file = pathlib.Path(path)
-    readers = {".json": _json, ".jsonl": _json, ".csv": _csv, ".parquet": _parquet}
-    if file.suffix not in readers and (file.exists() or not HUB_NAME.fullmatch(path)):
-        raise ValueError(f"{path}: rows are read from {', '.join(readers)} files or a data set OWNER/NAME of the hub")
-    if file.suffix not in readers:
-        return _hub(path, split, subset, columns)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {path!r}")
-    if (split, subset) != ("train", None):
-        raise ValueError(f"{path} is one table: it has no split {split!r} or subset {subset!r}")
-    return readers[file.suffix](path, columns)
-
-
-def _text(path: str) -> str:
-    try:
-        text = pathlib.Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    if not text.strip():
-        raise ValueError(f"{path}: the file is empty")
-    return text
-
-
-def _json(path: str, _: tuple[str, str]) -> Rows:
-    """One list of objects, or one object per line. Numbers keep their spelling, as text."""
-    text = _text(path)
-    if text.lstrip().startswith("["):
-        for number, value in enumerate(_parse(text, path), 1):
-            yield _record(value, f"{path}: row {number}")
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{path}: line {number}"
-            yield _record(_parse(line, where), where)
-
-
-def _parse(text: str, where: str) -> Any:
-    def refuse(word: str) -> None:
-        raise ValueError(f"{word} is no JSON number")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError(f"a field is given twice: {sorted(key for key, _ in pairs)}")
-        return dict(pairs)
-
-    try:
-        return json.loads(text, parse_int=str, parse_float=str, parse_constant=refuse, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: malformed JSON ({error})") from error
-
-
-def _record(value: Any, where: str) -> tuple[str, Mapping[str, Any]]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: not an object with fields but {str(value)[:40]!r}")
-    return where, value
-
-
-def _csv(path: str, _: tuple[str, str]) -> Rows:
-    """A header line, then rows with as many fields. Every field is text."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        header = next(reader)
-        if len(set(header)) < len(header):
-            raise ValueError(f"{path}: line 1: a column is named twice: {header}")
-        for fields in reader:
-            where = f"{path}: line {reader.line_num}"
-            if fields and len(fields) != len(header):
-                raise ValueError(f"{where}: {len(fields)} fields where the header has {len(header)}: {fields}")
-            if fields:
-                yield where, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: malformed CSV ({error})") from error
-
-
-def _parquet(path: str, columns: tuple[str, str]) -> Rows:
-    return _columns(_load(path, "parquet", data_files=path, split="train"), path, columns)
-
-
-def _hub(path: str, split: str, subset: str | None, columns: tuple[str, str]) -> Rows:
-    return _columns(_load(path, path, name=subset, split=split), path, columns)
-
-
-def _load(path: str, kind: str, **options: Any) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(kind, **options)
-    except Exception as error:  # the library raises whatever its readers and its network raise
-        cause = error.__cause__ or error
-        help_ = "" if kind == "parquet" else "; without a network (or with HF_HUB_OFFLINE set) give a local file"
-        raise ValueError(f"{path}: cannot be loaded: {type(cause).__name__}: {cause}{help_}") from error
-
-
-def _columns(table: Any, path: str, columns: tuple[str, str]) -> Rows:
-    """Rows of a `datasets.Dataset`, of which only the columns asked for are decoded."""
-    for column in columns:
-        if column not in table.column_names:
-            raise ValueError(f"{path}: there is no column {column!r}{nearest(column, sorted(table.column_names))}")
-    for number, row in enumerate(table.select_columns(sorted(set(columns))), 1):
-        yield f"{path}: row {number}", row

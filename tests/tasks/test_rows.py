@@ -76,7 +76,7 @@ BROKEN = {
     "one question": ("d.jsonl", GOOD * 5, "two different questions are needed"),
     "not parquet": ("d.parquet", "PAR1 not really", "d.parquet: cannot be loaded"),
     "empty parquet": ("d.parquet", "", "d.parquet: cannot be loaded"),
-    "text file": ("d.txt", GOOD, "rows are read from .json, .jsonl, .csv, .parquet files"),
+    "text file": ("d.txt", GOOD, "rows are read from .json, .jsonl, .csv, .parquet, .arrow files"),
     "packed": ("d.jsonl.gz", GOOD, "rows are read from"),
     "no suffix": ("d", GOOD, "rows are read from"),
 }

@@ -30,8 +30,10 @@ FIELDS = {
     "final_logit_softcapping": "final_logit_softcapping",
     "rope.freq_base": "rope_theta",
 }
+GEMMA3 = {"rope.freq_base_swa": "rope_local_base_freq", "attention.sliding_window_pattern": "sliding_window_pattern"}
 CHECKED = ("vocab_size", "rope.dimension_count", "attention.value_length")
-SCALING = ("type", "factor", "original_context_length", "attn_factor", "finetuned", "yarn_log_multiplier")
+SCALING = ("type", "factor", "original_context_length", "finetuned")
+IDLE_SCALING = {"attn_factor": 1.0, "yarn_log_multiplier": 0.0}  # any other value stretches otherwise than is done here
 LARGEST = {"gemma2": 46, "gemma3": 62}  # layers of those whose queries are scaled by width / heads
 LLAMA3 = tuple(Rope(kind="llama3", factor=factor, original_length=8192) for factor in (8.0, 32.0))
 # What a damaged file makes the reader raise: it trusts every count and offset that it reads.
@@ -111,13 +113,14 @@ class GgufFile:
     def _as_config(self) -> dict[str, Any]:
         kind, family = self.architecture, FAMILIES[self.architecture]
         given = {key.removeprefix(f"{kind}."): self.field(key) for key in self._fields if key.startswith(f"{kind}.")}
-        known = {*FIELDS, *CHECKED, *(f"rope.scaling.{name}" for name in SCALING)}
-        for name in given:
-            if name not in known:
-                raise ValueError(f"{kind}.{name} is not a known field{nearest(name, sorted(known))}")
+        read = FIELDS | GEMMA3 if kind == "gemma3" else FIELDS
+        _require_known(kind, given, read)
         if "token_embd.weight" not in self._tensors:
             raise ValueError("tensor token_embd.weight is missing")
-        fields = {theirs: given[name] for name, theirs in FIELDS.items() if given.get(name) is not None}
+        fields = {theirs: given[name] for name, theirs in read.items() if given.get(name) is not None}
+        if isinstance(fields.get("sliding_window_pattern"), list):  # a flag a layer instead of the period
+            flags = fields.pop("sliding_window_pattern")
+            fields["layer_types"] = ["sliding_attention" if local else "full_attention" for local in flags]
         fields |= {"model_type": family, "vocab_size": self.shape("token_embd.weight")[0]}
         fields["tie_word_embeddings"] = "output.weight" not in self._tensors
         for mark in ("bos", "eos"):
@@ -164,6 +167,17 @@ class GgufFile:
 
         tensor = self._tensors[name]
         return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+
+
+def _require_known(kind: str, given: Mapping[str, Any], read: Mapping[str, str]) -> None:
+    """Refuse a field of the architecture that may change what is computed and is not read here."""
+    idle = {f"rope.scaling.{name}": value for name, value in IDLE_SCALING.items()}
+    known = {*read, *CHECKED, *idle, *(f"rope.scaling.{name}" for name in SCALING)}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"{kind}.{name} is not a known field{nearest(name, sorted(known))}")
+        if value != idle.get(name, value):
+            raise ValueError(f"{kind}.{name} is {value}: positions are only computed with {idle[name]}")
 
 
 def unpermuted(rows: np.ndarray, head_size: int) -> np.ndarray:

@@ -3,10 +3,11 @@
 from typing import Any
 
 from jaxrl_llm.policies.hub.gguf_file import GgufFile
+from jaxrl_llm.published_pieces import SPACE, piece_bpe
 from jaxrl_llm.published_tokenizer import PublishedTokenizer, ends
 from jaxrl_llm.spec import nearest
 
-CONTROL, USER_DEFINED = 3, 4  # in tokenizer.ggml.token_type
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # in tokenizer.ggml.token_type
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # How a text is cut before the merges, by the name in tokenizer.ggml.pre.
 CUTS = {
@@ -25,6 +26,8 @@ def load_gguf_tokenizer(file: GgufFile) -> PublishedTokenizer:
         kind, tokens = file.field("tokenizer.ggml.model"), file.field("tokenizer.ggml.tokens")
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
             raise ValueError("tokenizer.ggml.tokens must be a list of strings")
+        if kind == "llama":  # runs of spaces stand in the file as they are typed
+            tokens = [SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
         made = _byte_level(file, tokens) if kind == "gpt2" else _pieces(file, tokens) if kind == "llama" else None
         if made is None:
             raise ValueError(f"tokenizer.ggml.model {kind!r} is not known{nearest(str(kind), ['gpt2', 'llama'])}")
@@ -68,38 +71,20 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Any:
 
 def _pieces(file: GgufFile, tokens: list[str]) -> Any:
     """SentencePiece BPE with bytes for what has no piece (Llama 2, Gemma); the merges follow from the scores."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
     scores = file.field("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise ValueError("tokenizer.ggml.scores must hold a number for each token")
     gemma = file.architecture.startswith("gemma")
-    if gemma:  # runs of spaces stand in the file as they are typed
-        tokens = ["▁" * len(token) if token and not token.strip(" ") else token for token in tokens]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     # Gemma's merges come in the order of its vocabulary, whatever its scores say.
-    rank = vocabulary if gemma else {token: -score for token, score in zip(tokens, scores, strict=True)}
+    order = range(len(tokens)) if gemma else [-score for score in scores]
+    kinds = file.field("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise ValueError("tokenizer.ggml.token_type must hold a number for each token")
+    rank = {token: first for token, first, kind in zip(tokens, order, kinds, strict=True) if kind == NORMAL}
     unknown = tokens[file.field("tokenizer.ggml.unknown_token_id") or 0]
-    made = Tokenizer(
-        models.BPE(
-            vocab=vocabulary, merges=_merges(vocabulary, rank), unk_token=unknown, fuse_unk=True, byte_fallback=True
-        )
-    )
-    front = [] if gemma or file.field("tokenizer.ggml.add_space_prefix") is False else [normalizers.Prepend("▁")]
-    made.normalizer = normalizers.Sequence([*front, normalizers.Replace(" ", "▁")])
-    back = [decoders.Strip(" ", 1, 0)] if front else []
-    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *back])
-    return made
-
-
-def _merges(vocabulary: dict[str, int], rank: dict[str, float]) -> list[tuple[str, str]]:
-    """Every way to cut a piece into two others, best piece first; of one piece, by the ids of its halves."""
-    found = []
-    for piece in vocabulary:
-        ways = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
-        ways = [pair for pair in ways if pair[0] in vocabulary and pair[1] in vocabulary]
-        found += [(rank[piece], vocabulary[a], vocabulary[b], (a, b)) for a, b in ways]
-    return [pair for *_, pair in sorted(found)]
+    prefix = not gemma and file.field("tokenizer.ggml.add_space_prefix") is not False
+    return piece_bpe(rank, vocabulary, unknown, prefix=prefix)
 
 
 def _add_marks(made: Any, file: GgufFile, tokens: list[str]) -> None:
@@ -108,7 +93,8 @@ def _add_marks(made: Any, file: GgufFile, tokens: list[str]) -> None:
     kinds = file.field("tokenizer.ggml.token_type") or []
     marked = list(zip(tokens, kinds, strict=False))
     made.add_special_tokens([AddedToken(t, normalized=False, special=True) for t, kind in marked if kind == CONTROL])
-    made.add_tokens([AddedToken(t, normalized=False) for t, kind in marked if kind == USER_DEFINED])
+    pieces = file.field("tokenizer.ggml.model") == "llama"  # are matched behind the normaliser, where spaces are pieces
+    made.add_tokens([AddedToken(t, normalized=pieces) for t, kind in marked if kind == USER_DEFINED])
 
 
 def _add_opening(made: Any, file: GgufFile, tokens: list[str]) -> None:

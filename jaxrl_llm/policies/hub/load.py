@@ -79,7 +79,7 @@ def load_params(
 ) -> Params:
     """Parameters from any source; a device reads only what it holds, one parameter after the other."""
     policy = Policy(hub.config, hub.vocab_size)
-    shapes, table = _shapes(policy), places(hub.config)
+    shapes, table = shapes_of(policy), places(hub.config)
     check(source, {name: shape for name, shape, *_ in _tensors(hub, shapes, table, tensor_of)})
     targets, params = shardings(policy), {}
     for path, place in table.items():
@@ -114,12 +114,16 @@ def _finite(source: Source, name: str, spans: tuple[Span, ...]) -> np.ndarray:
 
 def check(source: Source, wanted: dict[str, tuple[int, ...]]) -> None:
     """Refuse a source that lacks a tensor, has one more, or has one of another shape."""
-    there = source.names()
+    compare(source.names(), source.shape, wanted)
+
+
+def compare(there: set[str], shape_of: Callable[[str], tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError with the names that are missing from `there`, have no place in `wanted`, or differ in shape."""
     missing = sorted(set(wanted) - there)
     extra = sorted(name for name in there - set(wanted) if not name.endswith(UNREAD))
     odd = []
     for name in sorted(set(wanted) & there):
-        shape = source.shape(name)
+        shape = shape_of(name)
         if shape != wanted[name]:
             how = "transposed" if shape == wanted[name][::-1] else "of another shape"
             odd.append(f"{name} is {how}: {list(shape)} instead of {list(wanted[name])}")
@@ -144,7 +148,7 @@ def save_folder(folder: str | pathlib.Path, hub: Hub, params: Params) -> None:
     ids = {name: value for name, value in ids.items() if value is not None}
     for name, content in (("config.json", fields), ("generation_config.json", ids)):
         (target / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    shapes, table = _shapes(Policy(hub.config, hub.vocab_size)), places(hub.config)
+    shapes, table = shapes_of(Policy(hub.config, hub.vocab_size)), places(hub.config)
     tensors, sizes = {}, {}
     for name, shape, path, layer in _tensors(hub, shapes, table, lambda place: place.tensor):
         tensors[name] = lambda path=path, layer=layer: _tensor(params, table[path], path, layer)
@@ -167,7 +171,8 @@ def _tensors(hub: Hub, shapes, table, tensor_of) -> Iterator[tuple[str, tuple[in
             yield tensor_of(place), place.shape(shapes[path]), path, None
 
 
-def _shapes(policy: Policy) -> dict[tuple[str, ...], tuple[int, ...]]:
+def shapes_of(policy: Policy) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Path -> shape of every parameter."""
     tree = nn.unbox(jax.eval_shape(policy.init, jax.random.key(0)))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(key.key for key in path): leaf.shape for path, leaf in leaves}
