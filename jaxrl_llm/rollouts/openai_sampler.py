@@ -222,7 +222,7 @@ def _wrong_end(ids: Sequence[int], stopping: Stopping) -> str | None:
 
 
 def _ends(stopping: Stopping) -> list[int]:
-    return np.atleast_1d(stopping.eos).tolist()
+    return list(stopping.eos)
 
 
 def _assembled(

@@ -27,11 +27,16 @@ def reply(body, ids, logp, **choice):
 
 
 class Stub:
-    """`behave(body, path, tries)` gives status and content (an object, or bytes) of the reply to the n-th try."""
+    """`behave(body, path, tries)` gives status and content (an object, or bytes) of the reply to the n-th try.
 
-    def __init__(self, behave=None):
+    The first reply waits up to `patience` seconds for a second request.
+    """
+
+    def __init__(self, behave=None, patience=0.0):
+        self.patience = patience
         self.behave = behave or (lambda body, path, tries: (200, reply(body, *fair(body))))
         self.asked, self.lock, self.flying, self.most = [], threading.Lock(), 0, 0
+        self.company = threading.Event()  # set once two requests were under way together
 
     def answer(self, path, headers, body):
         with self.lock:
@@ -39,6 +44,9 @@ class Stub:
             tries = sum(other == body for _, _, other in self.asked)
             self.flying += 1
             self.most = max(self.most, self.flying)
+            if self.flying > 1:
+                self.company.set()
+        self.company.wait(self.patience)
         try:
             return self.behave(body, path, tries)
         finally:

@@ -53,9 +53,9 @@ def sample(url, rules=None, params=None, patience=QUICK, step=0, **options):
 
 
 def test_answers_are_those_of_the_server_and_no_text_is_read():
-    stub = Stub()
+    stub = Stub(patience=10.0)
     with serving(stub) as url:
-        sampler, out = sample(url)
+        sampler, out = sample(url, patience=dataclasses.replace(QUICK, seconds=30.0))
     prompt, mask, keys = asked()
     seeds = np.asarray(random.answer_seeds(keys))
     for p in range(P):
