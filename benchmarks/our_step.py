@@ -157,6 +157,7 @@ def train(folder: pathlib.Path, order: dict) -> dict:
         state, metrics, _ = jax.block_until_ready(programs.learn(state, None, rollout))
         seconds.append(time.perf_counter() - began)
         parts.append([sampled - began, seconds[-1] - (sampled - began)])
+        print(f"step {step}: {seconds[-1]:.2f} s, {peak():,} bytes", file=sys.stderr, flush=True)
         if not bool(jnp.all(rollout.acted)) or int(metrics["nonfinite/streak"]):
             raise ValueError("an answer ended early, or a step was refused")
     device = jax.local_devices()[0].device_kind

@@ -28,6 +28,7 @@ class Clock(transformers.TrainerCallback):
     def on_step_end(self, *_, **__):
         """It ends."""
         self.seconds.append(time.perf_counter() - self.began)
+        print(f"step {len(self.seconds)}: {self.seconds[-1]:.2f} s, {peak():,} bytes", file=sys.stderr, flush=True)
 
 
 def peak() -> int:

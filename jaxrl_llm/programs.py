@@ -20,7 +20,8 @@ from jaxrl_llm.learner import Learner, TrainState
 from jaxrl_llm.losses import Objective, cross_entropy, token_mean
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.random import Stream
-from jaxrl_llm.rollouts.generate import Stopping, generate
+from jaxrl_llm.rollouts.generate import Answers, Stopping, generate
+from jaxrl_llm.rollouts.sampler import Sampler, ungraded
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
 from jaxrl_llm.rollouts.screening import everything, screened
 from jaxrl_llm.rollouts.select.plan import Plan
@@ -40,7 +41,9 @@ def build_optimizer(config: Config, schedule: Callable[[Any], Any]) -> optax.Gra
 class Programs:
     """Everything of a run that is compiled, each part once. Holds no state of training."""
 
-    def __init__(self, config: Config, devices: list | None = None):
+    def __init__(self, config: Config, devices: list | None = None, sampler: Sampler | None = None):
+        """`sampler` draws the answers of training in place of the decode loop on the devices."""
+        self.sampler = sampler
         self.config, self.task, self.seed, self.runs = config, config.task, config.seed, None
         self.mesh = make_mesh(config.mesh, devices)
         check_batches(config, prompt_shards(self.mesh))
@@ -70,6 +73,7 @@ class Programs:
             learning_rate=lambda updates: config.warmup.learning_rate,
         )
         whole, split = replicated(self.mesh), by_prompt(self.mesh)
+        self._ask = jax.jit(self._ask_step, out_shardings=split)
         self._sample = jax.jit(self._sample_step, out_shardings=(split, split))
         self._greedy = jax.jit(self._greedy_step, out_shardings=split)
         self._grade = jax.jit(self._grade_step, out_shardings=split)
@@ -147,7 +151,12 @@ class Programs:
 
     def sample(self, params: Params, step: int) -> Rollout:
         """Answers to the prompts of a step (from 1), their grades, and what else of them the recipe needs."""
-        rollout, truth = self._sample(params, self.problems, jnp.int32(step))
+        if self.sampler is None:
+            rollout, truth = self._sample(params, self.problems, jnp.int32(step))
+        else:
+            rows, asked, keys = self._ask(self.problems, jnp.int32(step))
+            out = self.sampler(params, asked.prompt, asked.prompt_mask, keys, self.config.sampling, self.stopping)
+            rollout, truth = self._told(place(out, by_prompt(self.mesh)), rows, asked, step), asked.truth
         greedy = None
         if "greedy_reward" in self.learner.needs:
             greedy = self.grade(self._greedy(params, rollout), truth)
@@ -170,21 +179,27 @@ class Programs:
         """One step of supervised warm-up; the state that goes in is used up."""
         return self._imitate(state, self.problems, jnp.int32(step))
 
-    def _sample_step(self, params: Params, problems: Problems, step: Int[Array, ""]) -> tuple[Rollout, Any]:
-        c = self.config
-        prompts, answers = drawn(c)
+    def _ask_step(self, problems: Problems, step: Int[Array, ""]) -> tuple[Array, Problems, Array]:
+        """Rows and problems of a step, and the keys of the answers to them."""
+        prompts, answers = drawn(self.config)
         agenda = self.agenda
         rows = agenda.rows[agenda.places(self._key(Stream.ORDER), step - 1, prompts, len(agenda.rows))]
         rows = jax.lax.with_sharding_constraint(rows, by_prompt(self.mesh))
-        chosen = jax.tree.map(lambda x: x[rows], problems)
         keys = random.answer_keys(self._key(Stream.ROLLOUT), step, rows, answers)
-        rollout = self.answers(params, chosen.prompt, chosen.prompt_mask, keys, c.sampling)
-        given = {name: x for name, x in chosen.truth.items() if name in self.learner.needs}
-        noise = random.answer_noise(self._key(Stream.SELECTION), step, rows, answers)
-        rollout = dataclasses.replace(
-            rollout, prompt_id=rows, version=jnp.full(keys.shape, step - 1), extras={"noise": noise, **given}
-        )
-        return rollout, chosen.truth
+        return rows, jax.tree.map(lambda x: x[rows], problems), keys
+
+    def _sample_step(self, params: Params, problems: Problems, step: Int[Array, ""]) -> tuple[Rollout, Any]:
+        rows, asked, keys = self._ask_step(problems, step)
+        out = generate(self.policy, params, asked.prompt, asked.prompt_mask, keys, self.config.sampling, self.stopping)
+        return self._told(out, rows, asked, step), asked.truth
+
+    def _told(self, out: Answers, rows: Array, asked: Problems, step: Int[Array, ""] | int) -> Rollout:
+        """The rollout of answers to the problems in these rows."""
+        rollout = ungraded(out, asked.prompt, asked.prompt_mask, len(self.task.component_names))
+        given = {name: x for name, x in asked.truth.items() if name in self.learner.needs}
+        noise = random.answer_noise(self._key(Stream.SELECTION), step, rows, out.truncated.shape[1])
+        version = jnp.full(out.truncated.shape, step - 1)
+        return dataclasses.replace(rollout, prompt_id=rows, version=version, extras={"noise": noise, **given})
 
     def _greedy_step(self, params: Params, rollout: Rollout) -> Rollout:
         """The likeliest answer to each prompt of a rollout, not yet graded."""
@@ -193,23 +208,14 @@ class Programs:
 
     def answers(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Rollout:
         """Answers that nobody has graded."""
-        task, shape = self.task, keys.shape
-        stopping = Stopping(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length, runs=self.runs)
-        out = generate(self.policy, params, prompt, prompt_mask, keys, rules, stopping)
-        return Rollout(
-            prompt=prompt,
-            prompt_mask=prompt_mask,
-            answer=out.answer,
-            acted=out.acted,
-            behaviour_logp=out.behaviour_logp,
-            policy_logp=out.policy_logp,
-            reward=jnp.zeros(shape, jnp.float32),
-            components=jnp.zeros((*shape, len(task.component_names)), jnp.float32),
-            valid=jnp.ones(shape, bool),
-            truncated=out.truncated,
-            prompt_id=jnp.arange(shape[0]),
-            version=jnp.zeros(shape, jnp.int32),
-        )
+        out = generate(self.policy, params, prompt, prompt_mask, keys, rules, self.stopping)
+        return ungraded(out, prompt, prompt_mask, len(self.task.component_names))
+
+    @property
+    def stopping(self) -> Stopping:
+        """When an answer to the task ends."""
+        task = self.task
+        return Stopping(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length, runs=self.runs)
 
     def _grade_step(self, rollout: Rollout, truth: Any) -> Rollout:
         return with_grade(rollout, self.task.grade(rollout.answer, rollout.acted, truth))
@@ -253,8 +259,9 @@ def select_step(plan: Plan | None) -> Callable[[Rollout, Rollout | None], Rollou
 
 
 def with_grade(rollout: Rollout, grade: Grade) -> Rollout:
-    """The rollout with its reward, components and validity filled in."""
-    return dataclasses.replace(rollout, reward=grade.reward, components=grade.components, valid=grade.valid)
+    """The rollout with its reward, components and validity filled in; an answer that does not exist has no grade."""
+    valid = rollout.valid & grade.valid
+    return dataclasses.replace(rollout, reward=grade.reward, components=grade.components, valid=valid)
 
 
 def demonstration(problems: Problems, rows: Int[Array, " P"]) -> Rollout:

@@ -66,3 +66,13 @@ def test_three_ways_to_do_a_sweep_are_timed():
     found = json.loads(quick("sweep").splitlines()[-1])
     assert set(found["sweep"]) == set(found["first"]) == {"together", "one program", "step by step"}
     assert all(len(times) == 1 and times[0] > 0 for times in found["sweep"].values())
+
+
+@pytest.mark.long
+def test_a_whole_step_is_timed_and_weighed():
+    """Ours alone; TRL's side needs an environment of its own."""
+    found = json.loads(quick("grpo_step").splitlines()[-1])["found"]
+    assert set(found) == {"ours"}
+    assert len(found["ours"]["seconds"]) == len(found["ours"]["parts"]) == 4
+    assert min(found["ours"]["seconds"]) > 0
+    assert found["ours"]["bytes"] > 10**8

@@ -1,0 +1,57 @@
+"""A run whose answers come from elsewhere: the same rollout from the same answers, and none from a lost one."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jaxrl_llm.config import Config, WarmUp
+from jaxrl_llm.programs import Programs
+from jaxrl_llm.rollouts.generate import Answers
+from jaxrl_llm.rollouts.sampler import on_device
+
+CONFIG = Config(
+    **{"task": "addition,digits=1,terms=2", "recipe": "rloo", "prompts_per_step": 8, "answers_per_prompt": 2},
+    **{"steps": 2, "warmup": WarmUp(max_steps=0), "model": tiny.SMALL, "measure_kl": False},
+)
+
+
+@pytest.fixture(scope="module")
+def programs():
+    return Programs(CONFIG)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_the_sampler_on_the_device_gives_the_same_rollout_from_outside(programs):
+    params = programs.fresh_params()
+    outside = copy.copy(programs)
+    outside.sampler = on_device(programs.policy)
+    same(outside.sample(params, 2), programs.sample(params, 2))
+
+
+def test_a_lost_answer_is_invalid_whatever_a_grader_says(programs):
+    """The right answer to every problem, of which one has not come."""
+    task, told = CONFIG.task, {}
+
+    def sampler(params, prompt, prompt_mask, keys, rules, stopping):
+        told.update(params=params, rules=rules, stopping=stopping, prompts=len(prompt))
+        answer = jnp.full((*keys.shape, stopping.length), task.tokenizer.eos)
+        acted = jnp.zeros(answer.shape, bool).at[..., 0].set(True).at[3, 1].set(False)
+        logp = jnp.where(acted, -1.0, 0.0)
+        truncated = jnp.zeros(keys.shape, bool)
+        return Answers(answer=answer, acted=acted, behaviour_logp=logp, policy_logp=logp, truncated=truncated)
+
+    run = copy.copy(programs)
+    run.sampler = sampler
+    rollout = run.sample("parameters", 1)
+    assert told["params"] == "parameters"
+    assert (told["prompts"], told["rules"]) == (8, CONFIG.sampling)
+    assert told["stopping"].length == task.answer_length
+    assert np.argwhere(~np.asarray(rollout.valid)).tolist() == [[3, 1]]
+    same(rollout.version, np.zeros((8, 2), np.int32))
