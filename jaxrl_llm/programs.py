@@ -19,10 +19,11 @@ from jaxrl_llm.learner import Learner, TrainState
 from jaxrl_llm.losses import Objective, cross_entropy, token_mean
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.random import Stream
-from jaxrl_llm.rollouts.generate import Stopping, generate
+from jaxrl_llm.rollouts.generate import generate
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
 from jaxrl_llm.rollouts.screening import everything, screened
 from jaxrl_llm.rollouts.select.plan import Plan
+from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.sharding import born_sharded, by_prompt, fetch, make_mesh, place, prompt_shards, replicated
 from jaxrl_llm.sharding import state_shardings as shardings_of
 from jaxrl_llm.types import Grade, Problems, Rollout
@@ -190,7 +191,7 @@ class Programs:
     def answers(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Rollout:
         """Answers that nobody has graded."""
         task, shape = self.task, keys.shape
-        stopping = Stopping(eos=task.tokenizer.eos, pad=task.tokenizer.pad, length=task.answer_length, runs=self.runs)
+        stopping = Stopping.of(task.tokenizer, task.answer_length, parts=prompt_shards(self.mesh), runs=self.runs)
         out = generate(self.policy, params, prompt, prompt_mask, keys, rules, stopping)
         return Rollout(
             prompt=prompt,
