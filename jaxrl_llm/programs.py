@@ -20,11 +20,12 @@ from jaxrl_llm.learner import Learner, TrainState
 from jaxrl_llm.losses import Objective, cross_entropy, token_mean
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.random import Stream
-from jaxrl_llm.rollouts.generate import Answers, Stopping, generate
+from jaxrl_llm.rollouts.generate import Answers, generate
 from jaxrl_llm.rollouts.sampler import Sampler, ungraded
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
 from jaxrl_llm.rollouts.screening import everything, screened
 from jaxrl_llm.rollouts.select.plan import Plan
+from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.sharding import born_sharded, by_prompt, fetch, make_mesh, place, prompt_shards, replicated
 from jaxrl_llm.sharding import state_shardings as shardings_of
 from jaxrl_llm.types import Grade, Problems, Rollout
@@ -214,8 +215,7 @@ class Programs:
     @property
     def stopping(self) -> Stopping:
         """When an answer to the task ends."""
-        task = self.task
-        return Stopping(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length, runs=self.runs)
+        return Stopping.of(self.task, parts=prompt_shards(self.mesh), runs=self.runs)
 
     def _grade_step(self, rollout: Rollout, truth: Any) -> Rollout:
         return with_grade(rollout, self.task.grade(rollout.answer, rollout.acted, truth))

@@ -57,7 +57,7 @@ class Bigram(Policy):
         first = jnp.broadcast_to(prefix.last[:, None, None], (*answer.shape[:2], 1))
         return params["table"][jnp.concatenate([first, answer[..., :-1]], axis=-1)]
 
-    def step(self, params, prefix, cache, token, column):
+    def step(self, params, prefix, cache, token, column, read=None):
         return self.logits(params, params["table"][token][:, :, None])[:, :, 0], cache
 
     def logits(self, params, hidden):

@@ -130,20 +130,24 @@ def _attention(module: Block, normed, h, cache, per_layer, places: Places):
         q, k = normed("query_norm", q), normed("key_norm", k)
     frequency, factor = _turns(c, local)
     q, k = (rotate(x, places.position, frequency, factor) for x in (q, k))
-    own, emitted = (k, v), (k, v)
+    own, emitted, sight = (k, v), (k, v), places.everything
     if cache is not None:
         at = (layer, 0, 0, places.column, 0, 0)
         cache = Past(
             key=jax.lax.dynamic_update_slice(cache.key, k[None], at),
             value=jax.lax.dynamic_update_slice(cache.value, v[None], at),
         )
-        own, emitted = (cache.key[layer], cache.value[layer]), None
-    sight = places.everything
+        own, emitted = tuple(_columns(x, layer, sight.own.shape[-1]) for x in (cache.key, cache.value)), None
     if places.nearby is not None:
         sight = jax.tree.map(lambda near, every: jnp.where(local, near, every), places.nearby, sight)
     scale = (c.query_scale or c.head_size) ** -0.5
     a = attend(q, own, sight.own, (prefix.key, prefix.value), sight.prefix, scale=scale, cap=c.attention_cap)
     return jnp.einsum("pgshd,hde->pgse", a, wo), cache, emitted
+
+
+def _columns(x: Float[Array, "N P G T Hk D"], layer: Int[Array, ""], read: int) -> Float[Array, "P G R Hk D"]:
+    """The first columns of a layer of the cache."""
+    return jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0, 0), (1, *x.shape[1:3], read, *x.shape[4:]))[0]
 
 
 def _turns(c: DecoderConfig, local: Bool[Array, ""]) -> tuple[Array, Array | float]:

@@ -82,10 +82,19 @@ class Policy:
         return hidden
 
     def step(
-        self, params: Params, prefix: Prefix, cache: Past, token: Int[Array, "P G"], column: Int[Array, ""]
+        self,
+        params: Params,
+        prefix: Prefix,
+        cache: Past,
+        token: Int[Array, "P G"],
+        column: Int[Array, ""],
+        read: int | None = None,
     ) -> tuple[Float[Array, "P G V"], Past]:
-        """Logits of the token after `token`, which stands in `column` of the answers; and the grown cache."""
-        length = cache.key.shape[3]
+        """Logits of the token after `token`, which stands in `column` of the answers; and the grown cache.
+
+        read  how many columns are looked at, more than `column`; None: all
+        """
+        length = cache.key.shape[3] if read is None else read
         seen = (jnp.arange(length) <= column)[None, None, None, :]
         before = _length(prefix)[:, None, None]
         own = (before + jnp.arange(length)[None, None, :], seen)

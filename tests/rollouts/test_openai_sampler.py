@@ -21,11 +21,11 @@ from jaxrl_llm.policies.hub.config_json import Hub
 from jaxrl_llm.policies.hub.load import load_folder
 from jaxrl_llm.policies.logp import answer_logp
 from jaxrl_llm.rollouts.completions import PassingError, SamplerError, Server
-from jaxrl_llm.rollouts.generate import Stopping
 from jaxrl_llm.rollouts.hand_over import by_folder, vllm_order
 from jaxrl_llm.rollouts.openai_sampler import OpenAISampler, Patience
 from jaxrl_llm.rollouts.sampler import Sampler, on_device
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
+from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.sharding import MeshShape, make_mesh, state_shardings
 
 P, G, L, T = 3, 4, 5, 6
