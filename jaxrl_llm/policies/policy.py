@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxrl_llm.policies.config import DecoderConfig
 from jaxrl_llm.policies.decoder import Decoder, Past, places_of
+from jaxrl_llm.policies.readout import Head, logits_of
 from jaxrl_llm.types import pytree
 
 Params = Any
@@ -93,9 +94,13 @@ class Policy:
         hidden, cache = self._module.apply({"params": params}, token[..., None], places, prefix.past, cache)
         return self.logits(params, hidden)[:, :, 0], cache
 
+    def head(self, params: Params) -> Float[Array, "V E"]:
+        """The table whose rows give the logits of hidden states, one a token of the vocabulary."""
+        return self._module.apply({"params": params}, method=Decoder.output_table)
+
     def logits(self, params: Params, hidden: Float[Array, "P G S E"]) -> Float[Array, "P G S V"]:
         """Logits of hidden states, float32."""
-        return self._module.apply({"params": params}, hidden, method=Decoder.logits)
+        return logits_of(Head(hidden, self.head(params)), self.config.logit_cap)
 
     def parameter_count(self) -> int:
         """Number of parameters."""
