@@ -66,3 +66,11 @@ def test_three_ways_to_do_a_sweep_are_timed():
     found = json.loads(quick("sweep").splitlines()[-1])
     assert set(found["sweep"]) == set(found["first"]) == {"together", "one program", "step by step"}
     assert all(len(times) == 1 and times[0] > 0 for times in found["sweep"].values())
+
+
+@pytest.mark.long
+def test_log_probabilities_by_blocks_are_weighed_and_timed():
+    found = json.loads(quick("logp").splitlines()[-1])
+    assert set(found["found"]) == {"blocks", "plain"}
+    assert all(len(x["s"]) == 3 and min(x["s"]) > 0 for x in found["found"].values())
+    assert found["ratio"]["scratch"] > 0
