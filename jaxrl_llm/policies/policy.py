@@ -82,6 +82,21 @@ class Policy:
         hidden, _ = self._module.apply({"params": params}, token, places, prefix.past)
         return hidden
 
+    def score_rows(
+        self,
+        params: Params,
+        token: Int[Array, "R C"],
+        segment: Int[Array, "R C"],
+        position: Int[Array, "R C"],
+    ) -> Float[Array, "R C E"]:
+        """Hidden states of rows that hold several sequences: each token sees those before it in its own segment."""
+        columns = token.shape[1]
+        seen = (segment[:, :, None] == segment[:, None, :]) & jnp.tril(jnp.ones((columns, columns), bool))[None]
+        own = (position[:, None, :], seen[:, None, :, :])
+        places = places_of(self.config, position[:, None, :], own, jnp.zeros((len(token), 0), bool))
+        hidden, _ = self._module.apply({"params": params}, token[:, None, :], places, self._empty_prefix(len(token), 0))
+        return hidden[:, 0]
+
     def step(
         self, params: Params, prefix: Prefix, cache: Past, token: Int[Array, "P G"], column: Int[Array, ""]
     ) -> tuple[Float[Array, "P G V"], Past]:
