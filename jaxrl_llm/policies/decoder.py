@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrl_llm.policies.attention import attend, capped
+from jaxrl_llm.policies.attention import attend, attend_by
 from jaxrl_llm.policies.config import DecoderConfig, Rope
 from jaxrl_llm.policies.rope import frequencies, rotate
 from jaxrl_llm.types import pytree
@@ -141,7 +141,11 @@ def _attention(module: Block, normed, h, cache, per_layer, places: Places):
     if places.nearby is not None:
         sight = jax.tree.map(lambda near, every: jnp.where(local, near, every), places.nearby, sight)
     scale = (c.query_scale or c.head_size) ** -0.5
-    a = attend(q, own, sight.own, (prefix.key, prefix.value), sight.prefix, scale=scale, cap=c.attention_cap)
+    seen = (own, sight.own, (prefix.key, prefix.value), sight.prefix)
+    if c.attention == "cudnn" and cache is None:  # a single cached step has no weights to save
+        a = attend_by(c.attention, q, *seen, scale=scale)
+    else:
+        a = attend(q, *seen, scale=scale, cap=c.attention_cap)
     return jnp.einsum("pgshd,hde->pgse", a, wo), cache, emitted
 
 
@@ -203,10 +207,6 @@ class Decoder(nn.Module):
         past = cache if cache is not None else Past(key=emitted[0], value=emitted[1])
         return self.final_norm(x), past
 
-    def logits(self, hidden: Float[Array, "P G S E"]) -> Float[Array, "P G S V"]:
-        """hidden · headᵀ in float32, contracted without a transposed copy of the table."""
-        table = self.embedding if self.config.tied else self.head
-        contraction = (((hidden.ndim - 1,), (1,)), ((), ()))
-        table = table.astype(hidden.dtype)
-        logits = jax.lax.dot_general(hidden, table, contraction, preferred_element_type=jnp.float32)
-        return capped(logits, self.config.logit_cap)
+    def output_table(self) -> Float[Array, "V E"]:
+        """What final hidden states are multiplied with: the embedding where it is tied."""
+        return self.embedding if self.config.tied else self.head

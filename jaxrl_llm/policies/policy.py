@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxrl_llm.policies.config import DecoderConfig
 from jaxrl_llm.policies.decoder import Decoder, Past, places_of
+from jaxrl_llm.policies.readout import Head, logits_of
 from jaxrl_llm.types import pytree
 
 Params = Any
@@ -81,6 +82,21 @@ class Policy:
         hidden, _ = self._module.apply({"params": params}, token, places, prefix.past)
         return hidden
 
+    def score_rows(
+        self,
+        params: Params,
+        token: Int[Array, "R C"],
+        segment: Int[Array, "R C"],
+        position: Int[Array, "R C"],
+    ) -> Float[Array, "R C E"]:
+        """Hidden states of rows that hold several sequences: each token sees those before it in its own segment."""
+        columns = token.shape[1]
+        seen = (segment[:, :, None] == segment[:, None, :]) & jnp.tril(jnp.ones((columns, columns), bool))[None]
+        own = (position[:, None, :], seen[:, None, :, :])
+        places = places_of(self.config, position[:, None, :], own, jnp.zeros((len(token), 0), bool))
+        hidden, _ = self._module.apply({"params": params}, token[:, None, :], places, self._empty_prefix(len(token), 0))
+        return hidden[:, 0]
+
     def step(
         self,
         params: Params,
@@ -102,9 +118,13 @@ class Policy:
         hidden, cache = self._module.apply({"params": params}, token[..., None], places, prefix.past, cache)
         return self.logits(params, hidden)[:, :, 0], cache
 
+    def head(self, params: Params) -> Float[Array, "V E"]:
+        """The table whose rows give the logits of hidden states, one a token of the vocabulary."""
+        return self._module.apply({"params": params}, method=Decoder.output_table)
+
     def logits(self, params: Params, hidden: Float[Array, "P G S E"]) -> Float[Array, "P G S V"]:
         """Logits of hidden states, float32."""
-        return self._module.apply({"params": params}, hidden, method=Decoder.logits)
+        return logits_of(Head(hidden, self.head(params)), self.config.logit_cap)
 
     def parameter_count(self) -> int:
         """Number of parameters."""
