@@ -17,7 +17,7 @@ from jaxrl_llm.checkpoint import abstract
 from jaxrl_llm.config import Config, ConfigError
 from jaxrl_llm.learner import Learner, TrainState
 from jaxrl_llm.losses import Objective, cross_entropy, token_mean
-from jaxrl_llm.policies.policy import Params, Policy
+from jaxrl_llm.policies.policy import Params, Policy, in_bfloat16
 from jaxrl_llm.random import Stream
 from jaxrl_llm.rollouts.generate import generate
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
@@ -60,6 +60,7 @@ class Programs:
             companion=recipe.companion and recipe.companion(self.policy),
             accumulation=config.accumulation,
             epochs=config.epochs,
+            exact_logp=config.exact_logp,
             seed=config.seed,
         )
         self.imitator = Learner(
@@ -192,7 +193,10 @@ class Programs:
         """Answers that nobody has graded."""
         task, shape = self.task, keys.shape
         stopping = Stopping.of(task.tokenizer, task.answer_length, parts=prompt_shards(self.mesh), runs=self.runs)
-        out = generate(self.policy, params, prompt, prompt_mask, keys, rules, stopping)
+        policy = self.policy
+        if self.config.sample_in_bfloat16:
+            policy, params = in_bfloat16(policy, params)
+        out = generate(policy, params, prompt, prompt_mask, keys, rules, stopping)
         return Rollout(
             prompt=prompt,
             prompt_mask=prompt_mask,
