@@ -18,7 +18,7 @@ from jaxrl_llm.checkpoint import abstract
 from jaxrl_llm.config import Config, ConfigError
 from jaxrl_llm.learner import Learner, TrainState
 from jaxrl_llm.losses import Objective, cross_entropy, token_mean
-from jaxrl_llm.policies.policy import Params, Policy
+from jaxrl_llm.policies.policy import Params, Policy, in_bfloat16
 from jaxrl_llm.random import Stream
 from jaxrl_llm.rollouts.generate import Answers, generate
 from jaxrl_llm.rollouts.sampler import Sampler, ungraded
@@ -64,6 +64,7 @@ class Programs:
             companion=recipe.companion and recipe.companion(self.policy),
             accumulation=config.accumulation,
             epochs=config.epochs,
+            exact_logp=config.exact_logp,
             seed=config.seed,
         )
         self.imitator = Learner(
@@ -209,7 +210,10 @@ class Programs:
 
     def answers(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Rollout:
         """Answers that nobody has graded."""
-        out = generate(self.policy, params, prompt, prompt_mask, keys, rules, self.stopping)
+        policy = self.policy
+        if self.config.sample_in_bfloat16:
+            policy, params = in_bfloat16(policy, params)
+        out = generate(policy, params, prompt, prompt_mask, keys, rules, self.stopping)
         return ungraded(out, prompt, prompt_mask, len(self.task.component_names))
 
     @property

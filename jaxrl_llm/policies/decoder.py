@@ -199,14 +199,22 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "P G S E"], Past]:
         """Hidden states, and the keys and values of these tokens: the updated cache, or fresh ones without a cache."""
         c = self.config
-        x = jnp.take(self.embedding, token, axis=0).astype(c.dtype)
-        if c.scaled_embedding:
-            x = x * jnp.asarray(c.width**0.5, c.dtype)
         local = jnp.asarray(np.array(c.windowed or (False,) * c.layers))
-        (x, cache), emitted = self.blocks((x, cache), (jnp.arange(c.layers), local, prefix), places)
+        blocks = (jnp.arange(c.layers), local, prefix)
+        (x, cache), emitted = self.blocks((self.embed(token), cache), blocks, places)
         past = cache if cache is not None else Past(key=emitted[0], value=emitted[1])
         return self.final_norm(x), past
 
     def output_table(self) -> Float[Array, "V E"]:
         """What final hidden states are multiplied with: the embedding where it is tied."""
         return self.embedding if self.config.tied else self.head
+
+    def embed(self, token: Int[Array, "P G S"]) -> Float[Array, "P G S E"]:
+        """What enters the first layer."""
+        c = self.config
+        x = jnp.take(self.embedding, token, axis=0).astype(c.dtype)
+        return x * jnp.asarray(c.width**0.5, c.dtype) if c.scaled_embedding else x
+
+    def finish(self, x: Float[Array, "P G S E"]) -> Float[Array, "P G S E"]:
+        """Hidden states from what leaves the last layer."""
+        return self.final_norm(x)

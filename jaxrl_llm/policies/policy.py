@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxrl_llm.policies.config import DecoderConfig
-from jaxrl_llm.policies.decoder import Decoder, Past, places_of
+from jaxrl_llm.policies.decoder import Decoder, Past, Places, places_of
 from jaxrl_llm.policies.readout import Head, logits_of
 from jaxrl_llm.types import pytree
 
@@ -23,9 +23,12 @@ Params = Any
 @pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """A prompt up to its last token: keys and values [N P L-1 Hk D], which columns are real, and that last token."""
+    """A prompt up to its last token: keys and values [N P L-1 Hk D], which columns are real, and that last token.
 
-    past: Past
+    Of a policy that is unrolled for decoding, `past` has an entry a layer, of N = 1.
+    """
+
+    past: Past | tuple[Past, ...]
     mask: Bool[Array, "P L1"]
     last: Int[Array, " P"]
 
@@ -110,17 +113,20 @@ class Policy:
 
         read  how many columns are looked at, more than `column`; None: all
         """
-        length = cache.key.shape[3] if read is None else read
-        seen = (jnp.arange(length) <= column)[None, None, None, :]
-        before = _length(prefix)[:, None, None]
-        own = (before + jnp.arange(length)[None, None, :], seen)
-        places = places_of(self.config, before + column, own, prefix.mask, column)
+        places = self.places(prefix, column, cache.key.shape[3] if read is None else read)
         hidden, cache = self._module.apply({"params": params}, token[..., None], places, prefix.past, cache)
         return self.logits(params, hidden)[:, :, 0], cache
 
     def head(self, params: Params) -> Float[Array, "V E"]:
         """The table whose rows give the logits of hidden states, one a token of the vocabulary."""
         return self._module.apply({"params": params}, method=Decoder.output_table)
+
+    def places(self, prefix: Prefix, column: Int[Array, ""], read: int) -> Places:
+        """Of one token in `column` of the answers, where `read` columns are looked at."""
+        seen = (jnp.arange(read) <= column)[None, None, None, :]
+        before = _length(prefix)[:, None, None]
+        own = (before + jnp.arange(read)[None, None, :], seen)
+        return places_of(self.config, before + column, own, prefix.mask, column)
 
     def logits(self, params: Params, hidden: Float[Array, "P G S E"]) -> Float[Array, "P G S V"]:
         """Logits of hidden states, float32."""
@@ -130,6 +136,12 @@ class Policy:
         """Number of parameters."""
         shapes = nn.unbox(jax.eval_shape(self.init, jax.random.key(0)))
         return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def in_bfloat16(policy: Policy, params: Params) -> tuple[Policy, Params]:
+    """The same policy with parameters, keys, values and activations of half the bytes; logits stay float32."""
+    config = dataclasses.replace(policy.config, bfloat16=True)
+    return dataclasses.replace(policy, config=config), jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
 
 
 def _length(prefix: Prefix) -> Int[Array, " P"]:
