@@ -29,6 +29,18 @@ class Prefix:
     last: Int[Array, " P"]
 
 
+@pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """Parameters with adapters beside them, to be given to a policy as its parameters.
+
+    low_rank  {"blocks": {linear map: {"a": A, "b": B}}}, layers stacked, B times alpha/rank; likewise "head"
+    """
+
+    trunk: Params
+    low_rank: Params
+
+
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """The decoder of a configuration over a vocabulary. Holds no parameters."""
@@ -39,6 +51,11 @@ class Policy:
     @property
     def _module(self) -> Decoder:
         return Decoder(self.config, self.vocab_size)
+
+    def _variables(self, params: Params) -> dict[str, Params]:
+        if isinstance(params, Adapted):
+            return {"params": params.trunk, "lora": params.low_rank}
+        return {"params": params}
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters, each boxed with its logical axis names; `flax.linen.unbox` gives the plain pytree."""
@@ -66,7 +83,7 @@ class Policy:
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None, :, :]
         own, nothing = (position, causal & real[:, None, None, :]), jnp.zeros((len(prompt), 0), bool)
         places = places_of(self.config, position, own, nothing)
-        _, past = self._module.apply({"params": params}, token, places, self._empty_prefix(len(prompt), 0))
+        _, past = self._module.apply(self._variables(params), token, places, self._empty_prefix(len(prompt), 0))
         past = jax.tree.map(lambda x: x[:, :, 0], past)
         return Prefix(past=past, mask=real, last=prompt[:, -1])
 
@@ -78,7 +95,7 @@ class Policy:
         causal = jnp.tril(jnp.ones((t, t), bool))[None, None, :, :]
         position = _length(prefix)[:, None, None] + jnp.arange(t)[None, None, :]
         places = places_of(self.config, position, (position, causal), prefix.mask)
-        hidden, _ = self._module.apply({"params": params}, token, places, prefix.past)
+        hidden, _ = self._module.apply(self._variables(params), token, places, prefix.past)
         return hidden
 
     def step(
@@ -90,12 +107,12 @@ class Policy:
         before = _length(prefix)[:, None, None]
         own = (before + jnp.arange(length)[None, None, :], seen)
         places = places_of(self.config, before + column, own, prefix.mask, column)
-        hidden, cache = self._module.apply({"params": params}, token[..., None], places, prefix.past, cache)
+        hidden, cache = self._module.apply(self._variables(params), token[..., None], places, prefix.past, cache)
         return self.logits(params, hidden)[:, :, 0], cache
 
     def logits(self, params: Params, hidden: Float[Array, "P G S E"]) -> Float[Array, "P G S V"]:
         """Logits of hidden states, float32."""
-        return self._module.apply({"params": params}, hidden, method=Decoder.logits)
+        return self._module.apply(self._variables(params), hidden, method=Decoder.logits)
 
     def parameter_count(self) -> int:
         """Number of parameters."""
