@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxrl_llm.policies.decoder import Block, Decoder
-from jaxrl_llm.policies.policy import Params, Policy, Prefix
+from jaxrl_llm.policies.policy import Adapted, Params, Policy, Prefix
 
 LEAST, MOST = 2**25, 2**31  # bytes of the layers: what stays in a cache anyway, and what is too much to hold twice
 
@@ -57,6 +57,8 @@ class Unrolled:
 
 def for_decoding(policy: Policy, params: Params, prefix: Prefix) -> tuple[Policy | Unrolled, Params, Prefix]:
     """What to call `empty_cache` and `step` of, with which parameters and prefix."""
+    if isinstance(params, Adapted):
+        return policy, params, prefix
     blocks = params.get("blocks")
     if not LEAST <= sum(x.nbytes for x in jax.tree.leaves(blocks)) <= MOST:
         return policy, params, prefix
