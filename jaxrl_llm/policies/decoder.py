@@ -142,7 +142,9 @@ def _attention(module: Block, normed, h, cache, per_layer, places: Places):
         sight = jax.tree.map(lambda near, every: jnp.where(local, near, every), places.nearby, sight)
     scale = (c.query_scale or c.head_size) ** -0.5
     a = attend(q, own, sight.own, (prefix.key, prefix.value), sight.prefix, scale=scale, cap=c.attention_cap)
-    return jnp.einsum("pgshd,hde->pgse", a, wo), cache, emitted
+    # As one matrix: XLA on CPU copies the weights, transposed, for a contraction over two axes, every time.
+    a = a.reshape(*a.shape[:3], -1)
+    return a @ wo.reshape(-1, c.width), cache, emitted
 
 
 def _columns(x: Float[Array, "N P G T Hk D"], layer: Int[Array, ""], read: int) -> Float[Array, "P G R Hk D"]:
