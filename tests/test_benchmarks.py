@@ -66,3 +66,14 @@ def test_three_ways_to_do_a_sweep_are_timed():
     found = json.loads(quick("sweep").splitlines()[-1])
     assert set(found["sweep"]) == set(found["first"]) == {"together", "one program", "step by step"}
     assert all(len(times) == 1 and times[0] > 0 for times in found["sweep"].values())
+
+
+@pytest.mark.long
+def test_the_sampler_and_its_techniques_are_timed():
+    found = json.loads(quick("decode").splitlines()[-1])["found"]
+    assert len(found["techniques"]) == 7
+    for pair in found["techniques"].values():
+        assert set(pair) == {"with", "without"}
+        assert all(len(times) == 2 and min(times) > 0 for times in pair.values())
+    for rows in found.get("engines", {}).values():
+        assert set(rows) == {"ours", "ours, sampled", "transformers", "limit"}
