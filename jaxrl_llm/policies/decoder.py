@@ -156,7 +156,9 @@ def _attention(module: Block, normed, h, cache, per_layer, places: Places):
         a = attend_by(c.attention, q, *seen, scale=scale)
     else:
         a = attend(q, *seen, scale=scale, cap=c.attention_cap)
-    return _adapted(module, "out", a, jnp.einsum("pgshd,hde->pgse", a, wo)), cache, emitted
+    # As one matrix: XLA on CPU copies the weights, transposed, for a contraction over two axes, every time.
+    out = a.reshape(*a.shape[:3], -1) @ wo.reshape(-1, c.width)
+    return _adapted(module, "out", a, out), cache, emitted
 
 
 def _columns(x: Float[Array, "N P G T Hk D"], layer: Int[Array, ""], read: int) -> Float[Array, "P G R Hk D"]:
