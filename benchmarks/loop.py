@@ -29,8 +29,9 @@ from jaxrl_llm import random
 from jaxrl_llm.config import Config, WarmUp
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.programs import Programs
-from jaxrl_llm.rollouts.generate import Stopping, generate
+from jaxrl_llm.rollouts.generate import generate
 from jaxrl_llm.rollouts.sampling import SamplingRules, draw
+from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.types import Rollout
 
 
@@ -69,7 +70,7 @@ def variants(config: Config) -> tuple[dict[str, Callable[[], object]], Rollout]:
     rollout = programs.sample(params, 1)
     truth = jax.tree.map(lambda x: x[rollout.prompt_id], task.train.truth)
     state = programs.start(programs.learner, params)
-    stopping = Stopping(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length)
+    stopping = Stopping.of(task)
     p, g = config.prompts_per_step, config.answers_per_prompt
     keys = random.answer_keys(random.stream_key(0, random.Stream.ROLLOUT), 1, rollout.prompt_id, g)
     by_hand = token_by_token(policy, stopping, config.sampling)

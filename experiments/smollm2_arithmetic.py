@@ -50,7 +50,7 @@ class Settings:
     model: str = ""  # a Hugging Face folder, a .gguf file or OWNER/NAME; default: SmolLM2 of the [smollm2] extra
     task: str = TASK  # NAME[,KEY=VALUE...], as in `jaxrl-llm train`
     recipe: str = "rloo"  # NAME[,KEY=VALUE...]
-    steps: int = 120  # policy-gradient steps of each run
+    steps: int = 80  # policy-gradient steps of each run
     prompts_per_step: int = 16  # P
     answers_per_prompt: int = 8  # G
     learning_rate: float = 1e-5  # of AdamW, at its peak

@@ -13,8 +13,9 @@ from jaxtyping import Array, Int
 
 from jaxrl_llm import random
 from jaxrl_llm.policies.policy import Params, Policy
-from jaxrl_llm.rollouts.generate import Answers, Stopping, generate
+from jaxrl_llm.rollouts.generate import Answers, generate
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
+from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.sharding import by_prompt, fetch, place, prompt_shards
 from jaxrl_llm.types import Grade, Problems, Task
 
@@ -74,7 +75,7 @@ class Evaluator:
         self, params: Params, asked: tuple[Problems, Array], step: Int[Array, ""], answers: int, rules: SamplingRules
     ) -> tuple[Answers, Grade | None]:
         table, rows = asked
-        stopping = Stopping(eos=self.task.stops, pad=self.task.tokenizer.pad, length=self.task.answer_length)
+        stopping = Stopping.of(self.task, parts=prompt_shards(self.mesh))
         keys = random.answer_keys(random.stream_key(self.seed, random.Stream.EVALUATION), step, rows, answers)
         out = generate(self.policy, params, table.prompt, table.prompt_mask, keys, rules, stopping)
         return out, self.task.grade(out.answer, out.acted, table.truth) if self.task.on_device else None

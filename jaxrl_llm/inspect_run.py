@@ -18,8 +18,9 @@ from jaxrl_llm.evaluate import Evaluator, best_constant
 from jaxrl_llm.metrics import RunError, run_folder, wilson_interval
 from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs
-from jaxrl_llm.rollouts.generate import Stopping, generate
+from jaxrl_llm.rollouts.generate import generate
 from jaxrl_llm.rollouts.sampling import SamplingRules
+from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.runs import read_config
 from jaxrl_llm.sharding import fetch
 from jaxrl_llm.tokenizers import decode_answers
@@ -89,7 +90,7 @@ def sample_run(
         tokens, mask = first.prompt, first.prompt_mask
     rows = jnp.arange(len(tokens))
     keys = random.answer_keys(random.stream_key(seed, random.Stream.SAMPLE), step, rows, answers)
-    stopping = Stopping(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length)
+    stopping = Stopping.of(task)
     out = jax.jit(lambda p: generate(programs.policy, p, tokens, mask, keys, rules, stopping))(params)
     reward = None if prompts else np.asarray(task.grade(out.answer, out.acted, first.truth).reward)
     out = fetch(out)

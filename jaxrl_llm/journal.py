@@ -62,6 +62,7 @@ class Journal:
         self.tokens += tokens
         row = {name: value.item() for name, value in metrics.items()} | extra
         row |= {f"reward/component/{name}": float(x) for name, x in zip(task.component_names, components, strict=True)}
+        row |= {f"ungraded/{cause}": count for cause, count in getattr(task, "counts", {}).items()}
         row |= {
             "num_tokens": self.tokens,
             "epoch": step / (len(self.programs.agenda.rows) // drawn(config)[0]),

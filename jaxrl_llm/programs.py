@@ -18,14 +18,15 @@ from jaxrl_llm.checkpoint import abstract
 from jaxrl_llm.config import Config, ConfigError
 from jaxrl_llm.learner import Learner, TrainState
 from jaxrl_llm.losses import Objective, cross_entropy, token_mean
-from jaxrl_llm.policies.policy import Params, Policy
+from jaxrl_llm.policies.policy import Params, Policy, in_bfloat16
 from jaxrl_llm.random import Stream
 from jaxrl_llm.rollouts.demonstrations import demonstration
-from jaxrl_llm.rollouts.generate import Answers, Stopping, generate
+from jaxrl_llm.rollouts.generate import Answers, generate
 from jaxrl_llm.rollouts.sampler import Sampler, ungraded
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
 from jaxrl_llm.rollouts.screening import everything, screened
 from jaxrl_llm.rollouts.select.plan import Plan
+from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.sharding import born_sharded, by_prompt, fetch, make_mesh, place, prompt_shards, replicated
 from jaxrl_llm.sharding import state_shardings as shardings_of
 from jaxrl_llm.trained import Trained, build_optimizer
@@ -57,6 +58,7 @@ class Programs:
             companion=recipe.companion and recipe.companion(self.trained.policy),
             accumulation=config.accumulation,
             epochs=config.epochs,
+            exact_logp=config.exact_logp,
             seed=config.seed,
         )
         self.imitator = Learner(
@@ -211,14 +213,16 @@ class Programs:
 
     def answers(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Rollout:
         """Answers that nobody has graded."""
-        out = generate(self.policy, params, prompt, prompt_mask, keys, rules, self.stopping)
+        policy = self.policy
+        if self.config.sample_in_bfloat16:
+            policy, params = in_bfloat16(policy, params)
+        out = generate(policy, params, prompt, prompt_mask, keys, rules, self.stopping)
         return ungraded(out, prompt, prompt_mask, len(self.task.component_names))
 
     @property
     def stopping(self) -> Stopping:
         """When an answer to the task ends."""
-        task = self.task
-        return Stopping(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length, runs=self.runs)
+        return Stopping.of(self.task, parts=prompt_shards(self.mesh), runs=self.runs)
 
     def _grade_step(self, rollout: Rollout, truth: Any) -> Rollout:
         return with_grade(rollout, self.task.grade(rollout.answer, rollout.acted, truth))

@@ -76,3 +76,21 @@ def test_a_whole_step_is_timed_and_weighed():
     assert len(found["ours"]["seconds"]) == len(found["ours"]["parts"]) == 4
     assert min(found["ours"]["seconds"]) > 0
     assert found["ours"]["bytes"] > 10**8
+
+
+@pytest.mark.long
+def test_log_probabilities_by_blocks_are_weighed_and_timed():
+    found = json.loads(quick("logp").splitlines()[-1])
+    assert set(found["found"]) == {"blocks", "plain"}
+    assert all(len(x["s"]) == 3 and min(x["s"]) > 0 for x in found["found"].values())
+    assert found["ratio"]["scratch"] > 0
+
+
+@pytest.mark.long
+def test_an_update_is_timed_against_pytorch():
+    for module in ("torch", "transformers"):
+        pytest.importorskip(module, reason="needs the extra [parity]")
+    found = json.loads(quick("train_step").splitlines()[-1])
+    assert set(found["s"]) == {"ours", "torch"}
+    assert all(len(times) == 3 and min(times) > 0 for times in found["s"].values())
+    assert found["ratio"] > 0 and found["flop"] > 0  # noqa: PT018

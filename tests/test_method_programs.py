@@ -16,11 +16,12 @@ from jaxrl_llm.config import Config, ConfigError, WarmUp
 from jaxrl_llm.measurements import rollout_metrics
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.rewards._base import RewardTransform
-from jaxrl_llm.rollouts.generate import Stopping, generate
+from jaxrl_llm.rollouts.generate import generate
 from jaxrl_llm.rollouts.sampling import GREEDY
 from jaxrl_llm.rollouts.select._gather import with_extras
 from jaxrl_llm.rollouts.select.down_selection import keep_first
 from jaxrl_llm.rollouts.select.plan import Plan
+from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.sharding import MeshShape
 from jaxrl_llm.tasks import addition
 from jaxrl_llm.tasks._table import DeviceTask
@@ -107,7 +108,7 @@ def test_a_pool_of_prompts_is_that_of_a_larger_step():
 
 def greedily(params, rollout, task=TASK):
     """Grades of the likeliest answers, token by token."""
-    stopping = Stopping(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length)
+    stopping = Stopping.of(task)
     keys = random.answer_keys(random.stream_key(9, random.Stream.SAMPLE), 0, rollout.prompt_id, 1)
     policy = tiny.decoder(vocab=task.tokenizer.vocab_size)[0]
     tokens = (rollout.prompt, rollout.prompt_mask)

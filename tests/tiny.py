@@ -11,6 +11,7 @@ import numpy as np
 from jaxrl_llm.policies.config import DecoderConfig
 from jaxrl_llm.policies.logp import answer_logp
 from jaxrl_llm.policies.policy import Policy, Prefix
+from jaxrl_llm.policies.readout import Head
 from jaxrl_llm.types import Rollout
 
 SMALL = DecoderConfig(layers=2, width=16, heads=4, kv_heads=2, head_size=8, mlp_width=32)
@@ -48,7 +49,7 @@ class Bigram(Policy):
     """The logits of a token are read off a table by the token before it: quick to compile, easy to do by hand."""
 
     def init(self, key):
-        return {"table": jax.random.normal(key, (self.vocab_size, 4)), "head": jnp.eye(4, self.vocab_size)}
+        return {"table": jax.random.normal(key, (self.vocab_size, 4)), "head": jnp.eye(self.vocab_size, 4)}
 
     def prefill(self, params, prompt, mask):
         return Prefix(past=self._empty_prefix(len(prompt), 0), mask=mask[:, :-1], last=prompt[:, -1])
@@ -57,11 +58,11 @@ class Bigram(Policy):
         first = jnp.broadcast_to(prefix.last[:, None, None], (*answer.shape[:2], 1))
         return params["table"][jnp.concatenate([first, answer[..., :-1]], axis=-1)]
 
-    def step(self, params, prefix, cache, token, column):
+    def step(self, params, prefix, cache, token, column, read=None):
         return self.logits(params, params["table"][token][:, :, None])[:, :, 0], cache
 
-    def logits(self, params, hidden):
-        return jnp.einsum("pgse,ev->pgsv", hidden, params["head"])
+    def head(self, params, hidden):
+        return Head(hidden, params["head"])
 
 
 def bigram(vocab: int = VOCAB, seed: int = 0):

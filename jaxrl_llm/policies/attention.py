@@ -1,5 +1,7 @@
 """Attention of an answer's tokens over the prompt that its group shares and over its own past."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -34,6 +36,46 @@ def attend(
     split = far.shape[-1]
     out = jnp.einsum("pgkrsl,plkd->pgskrd", weights[..., :split], prefix[1])
     out = out + jnp.einsum("pgkrst,pgtkd->pgskrd", weights[..., split:], own[1])
+    return out.reshape(query.shape)
+
+
+def attend_by(
+    implementation: Literal["xla", "cudnn"],
+    query: Float[Array, "P G S Hq D"],
+    own: tuple[Float[Array, "P G S Hk D"], Float[Array, "P G S Hk D"]],
+    own_mask: Bool[Array, "#P #G S S"],
+    prefix: tuple[Float[Array, "P L Hk D"], Float[Array, "P L Hk D"]],
+    prefix_mask: Bool[Array, "P #G #S L"],
+    *,
+    scale: float,
+) -> Float[Array, "P G S Hq D"]:
+    """As `attend` without a cap, by `jax.nn.dot_product_attention`, each answer with a copy of its prompt's keys.
+
+    cudnn keeps no weights [S L+T] for the backward pass. Raises RuntimeError for it where the default device is no GPU;
+    what else a GPU cannot do, jax says.
+    """
+    if implementation == "cudnn" and jax.default_backend() != "gpu":
+        raise RuntimeError(
+            f"attention=cudnn needs an NVIDIA GPU, and this program is for a device of kind {jax.default_backend()}: "
+            "take attention=xla"
+        )
+    p, g, s, heads, size = query.shape
+    length = prefix_mask.shape[-1]
+
+    def together(before, own):
+        before = jnp.broadcast_to(before[:, None], (p, g, *before.shape[1:]))
+        return jnp.concatenate([before, own], axis=2).reshape(p * g, length + s, *own.shape[3:])
+
+    masks = (jnp.broadcast_to(x, (p, g, s, x.shape[-1])) for x in (prefix_mask, own_mask))
+    key, value = (together(x, y) for x, y in zip(prefix, own, strict=True))
+    out = jax.nn.dot_product_attention(
+        query.reshape(p * g, s, heads, size),
+        key,
+        value,
+        mask=jnp.concatenate(list(masks), axis=-1).reshape(p * g, 1, s, length + s),
+        scale=scale,
+        implementation=implementation,
+    )
     return out.reshape(query.shape)
 
 

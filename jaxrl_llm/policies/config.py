@@ -60,6 +60,7 @@ class DecoderConfig:
     window: int = 0  # positions that a windowed layer sees, its own included
     windowed: tuple[bool, ...] = ()  # which layers have a window; empty: none
     local_rope_base: float = 0.0  # plain rotary positions of windowed layers; 0: as in the others (Gemma 3)
+    attention: Literal["xla", "cudnn"] = "xla"  # what computes it; cudnn: flash attention of NVIDIA GPUs, in bfloat16
 
     def __post_init__(self):
         for name in ("layers", "width", "heads", "kv_heads", "head_size", "mlp_width"):
@@ -77,6 +78,18 @@ class DecoderConfig:
             raise ValueError(f"windowed must say it of each of the {self.layers} layers, not of {len(self.windowed)}")
         if any(self.windowed) and not self.window:
             raise ValueError("windowed layers need a window of at least 1")
+        if self.attention == "cudnn":
+            self._must_suit_cudnn()
+
+    def _must_suit_cudnn(self):
+        """Raise ValueError where flash attention of cuDNN cannot be what this shape asks for."""
+        for name, value, needed in (
+            ("bfloat16", self.bfloat16, "True: it computes in 16 bits"),
+            ("attention_cap", not self.attention_cap, "0: it does not bend logits"),
+            ("head_size", self.head_size % 8 == 0 and self.head_size <= 256, "a multiple of 8, at most 256"),
+        ):
+            if not value:
+                raise ValueError(f"attention=cudnn needs {name} {needed}; it is {getattr(self, name)} (or take xla)")
 
     @property
     def dtype(self) -> jnp.dtype:

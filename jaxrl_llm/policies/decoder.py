@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrl_llm.policies.attention import attend, capped
+from jaxrl_llm.policies.attention import attend, attend_by
 from jaxrl_llm.policies.config import DecoderConfig, Rope
 from jaxrl_llm.policies.rope import frequencies, rotate
 from jaxrl_llm.types import pytree
@@ -140,20 +140,28 @@ def _attention(module: Block, normed, h, cache, per_layer, places: Places):
         q, k = normed("query_norm", q), normed("key_norm", k)
     frequency, factor = _turns(c, local)
     q, k = (rotate(x, places.position, frequency, factor) for x in (q, k))
-    own, emitted = (k, v), (k, v)
+    own, emitted, sight = (k, v), (k, v), places.everything
     if cache is not None:
         at = (layer, 0, 0, places.column, 0, 0)
         cache = Past(
             key=jax.lax.dynamic_update_slice(cache.key, k[None], at),
             value=jax.lax.dynamic_update_slice(cache.value, v[None], at),
         )
-        own, emitted = (cache.key[layer], cache.value[layer]), None
-    sight = places.everything
+        own, emitted = tuple(_columns(x, layer, sight.own.shape[-1]) for x in (cache.key, cache.value)), None
     if places.nearby is not None:
         sight = jax.tree.map(lambda near, every: jnp.where(local, near, every), places.nearby, sight)
     scale = (c.query_scale or c.head_size) ** -0.5
-    a = attend(q, own, sight.own, (prefix.key, prefix.value), sight.prefix, scale=scale, cap=c.attention_cap)
+    seen = (own, sight.own, (prefix.key, prefix.value), sight.prefix)
+    if c.attention == "cudnn" and cache is None:  # a single cached step has no weights to save
+        a = attend_by(c.attention, q, *seen, scale=scale)
+    else:
+        a = attend(q, *seen, scale=scale, cap=c.attention_cap)
     return _adapted(module, "out", a, jnp.einsum("pgshd,hde->pgse", a, wo)), cache, emitted
+
+
+def _columns(x: Float[Array, "N P G T Hk D"], layer: Int[Array, ""], read: int) -> Float[Array, "P G R Hk D"]:
+    """The first columns of a layer of the cache."""
+    return jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0, 0), (1, *x.shape[1:3], read, *x.shape[4:]))[0]
 
 
 def _turns(c: DecoderConfig, local: Bool[Array, ""]) -> tuple[Array, Array | float]:
@@ -202,19 +210,22 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "P G S E"], Past]:
         """Hidden states, and the keys and values of these tokens: the updated cache, or fresh ones without a cache."""
         c = self.config
-        x = jnp.take(self.embedding, token, axis=0).astype(c.dtype)
-        if c.scaled_embedding:
-            x = x * jnp.asarray(c.width**0.5, c.dtype)
         local = jnp.asarray(np.array(c.windowed or (False,) * c.layers))
-        (x, cache), emitted = self.blocks((x, cache), (jnp.arange(c.layers), local, prefix), places)
+        blocks = (jnp.arange(c.layers), local, prefix)
+        (x, cache), emitted = self.blocks((self.embed(token), cache), blocks, places)
         past = cache if cache is not None else Past(key=emitted[0], value=emitted[1])
         return self.final_norm(x), past
 
-    def logits(self, hidden: Float[Array, "P G S E"]) -> Float[Array, "P G S V"]:
-        """hidden · headᵀ in float32, contracted without a transposed copy of the table."""
-        table = self.embedding if self.config.tied else self.head
-        contraction = (((hidden.ndim - 1,), (1,)), ((), ()))
-        table = table.astype(hidden.dtype)
-        logits = jax.lax.dot_general(hidden, table, contraction, preferred_element_type=jnp.float32)
-        logits = _adapted(self, "head", hidden, logits)
-        return capped(logits, self.config.logit_cap)
+    def output_table(self) -> Float[Array, "V E"]:
+        """What final hidden states are multiplied with: the embedding where it is tied."""
+        return self.embedding if self.config.tied else self.head
+
+    def embed(self, token: Int[Array, "P G S"]) -> Float[Array, "P G S E"]:
+        """What enters the first layer."""
+        c = self.config
+        x = jnp.take(self.embedding, token, axis=0).astype(c.dtype)
+        return x * jnp.asarray(c.width**0.5, c.dtype) if c.scaled_embedding else x
+
+    def finish(self, x: Float[Array, "P G S E"]) -> Float[Array, "P G S E"]:
+        """Hidden states from what leaves the last layer."""
+        return self.final_norm(x)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxrl_llm.policies.config import DecoderConfig
-from jaxrl_llm.policies.decoder import Decoder, Past, places_of
+from jaxrl_llm.policies.decoder import Decoder, Past, Places, places_of
+from jaxrl_llm.policies.readout import Head, logits_of
 from jaxrl_llm.types import pytree
 
 Params = Any
@@ -22,9 +23,12 @@ Params = Any
 @pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """A prompt up to its last token: keys and values [N P L-1 Hk D], which columns are real, and that last token."""
+    """A prompt up to its last token: keys and values [N P L-1 Hk D], which columns are real, and that last token.
 
-    past: Past
+    Of a policy that is unrolled for decoding, `past` has an entry a layer, of N = 1.
+    """
+
+    past: Past | tuple[Past, ...]
     mask: Bool[Array, "P L1"]
     last: Int[Array, " P"]
 
@@ -98,26 +102,76 @@ class Policy:
         hidden, _ = self._module.apply(self._variables(params), token, places, prefix.past)
         return hidden
 
+    def score_rows(
+        self,
+        params: Params,
+        token: Int[Array, "R C"],
+        segment: Int[Array, "R C"],
+        position: Int[Array, "R C"],
+    ) -> Float[Array, "R C E"]:
+        """Hidden states of rows that hold several sequences: each token sees those before it in its own segment."""
+        columns = token.shape[1]
+        seen = (segment[:, :, None] == segment[:, None, :]) & jnp.tril(jnp.ones((columns, columns), bool))[None]
+        own = (position[:, None, :], seen[:, None, :, :])
+        places = places_of(self.config, position[:, None, :], own, jnp.zeros((len(token), 0), bool))
+        hidden, _ = self._module.apply(
+            self._variables(params), token[:, None, :], places, self._empty_prefix(len(token), 0)
+        )
+        return hidden[:, 0]
+
     def step(
-        self, params: Params, prefix: Prefix, cache: Past, token: Int[Array, "P G"], column: Int[Array, ""]
+        self,
+        params: Params,
+        prefix: Prefix,
+        cache: Past,
+        token: Int[Array, "P G"],
+        column: Int[Array, ""],
+        read: int | None = None,
     ) -> tuple[Float[Array, "P G V"], Past]:
-        """Logits of the token after `token`, which stands in `column` of the answers; and the grown cache."""
-        length = cache.key.shape[3]
-        seen = (jnp.arange(length) <= column)[None, None, None, :]
-        before = _length(prefix)[:, None, None]
-        own = (before + jnp.arange(length)[None, None, :], seen)
-        places = places_of(self.config, before + column, own, prefix.mask, column)
+        """Logits of the token after `token`, which stands in `column` of the answers; and the grown cache.
+
+        read  how many columns are looked at, more than `column`; None: all
+        """
+        places = self.places(prefix, column, cache.key.shape[3] if read is None else read)
         hidden, cache = self._module.apply(self._variables(params), token[..., None], places, prefix.past, cache)
         return self.logits(params, hidden)[:, :, 0], cache
 
+    def head(self, params: Params, hidden: Float[Array, "*B E"]) -> Head:
+        """Hidden states and the table whose rows give their logits, one a token of the vocabulary.
+
+        An adapter widens both: h W + (h A) B is [h, h A] on [W; B].
+        """
+        variables = self._variables(params)
+        table = self._module.apply(variables, method=Decoder.output_table)
+        pair = variables.get("lora", {}).get("head")
+        if pair is None:
+            return Head(hidden, table)
+        a, b = (pair[name].astype(hidden.dtype) for name in ("a", "b"))
+        return Head(
+            jnp.concatenate([hidden, hidden @ a], axis=-1), jnp.concatenate([table.astype(hidden.dtype), b.T], axis=-1)
+        )
+
+    def places(self, prefix: Prefix, column: Int[Array, ""], read: int) -> Places:
+        """Of one token in `column` of the answers, where `read` columns are looked at."""
+        seen = (jnp.arange(read) <= column)[None, None, None, :]
+        before = _length(prefix)[:, None, None]
+        own = (before + jnp.arange(read)[None, None, :], seen)
+        return places_of(self.config, before + column, own, prefix.mask, column)
+
     def logits(self, params: Params, hidden: Float[Array, "P G S E"]) -> Float[Array, "P G S V"]:
         """Logits of hidden states, float32."""
-        return self._module.apply(self._variables(params), hidden, method=Decoder.logits)
+        return logits_of(self.head(params, hidden), self.config.logit_cap)
 
     def parameter_count(self) -> int:
         """Number of parameters."""
         shapes = nn.unbox(jax.eval_shape(self.init, jax.random.key(0)))
         return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def in_bfloat16(policy: Policy, params: Params) -> tuple[Policy, Params]:
+    """The same policy with parameters, keys, values and activations of half the bytes; logits stay float32."""
+    config = dataclasses.replace(policy.config, bfloat16=True)
+    return dataclasses.replace(policy, config=config), jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
 
 
 def _length(prefix: Prefix) -> Int[Array, " P"]:

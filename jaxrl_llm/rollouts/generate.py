@@ -1,14 +1,24 @@
-"""Decode a group of answers for every prompt, on the device, in one loop."""
+"""Decode a group of answers for every prompt, on the device, in loops that shrink with what is left to do.
+
+Columns of the cache are read up to the end of their bucket, and once at most half of the answers run on, they go on
+in a batch of half the size. The whole stays one program: there is a loop for each size and bucket, and those that
+have nothing to do end at once. Nothing of this changes a sample: the token at position t is drawn with the answer's
+key folded with t.
+"""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from jaxrl_llm import random
-from jaxrl_llm.policies.policy import Params, Policy
+from jaxrl_llm.policies.decoder import Past
+from jaxrl_llm.policies.policy import Params, Policy, Prefix
+from jaxrl_llm.policies.unrolled import Unrolled, for_decoding
 from jaxrl_llm.rollouts.sampling import SamplingRules, draw
+from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.types import pytree
 
 
@@ -24,15 +34,25 @@ class Answers:
     truncated: Bool[Array, "P G"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stopping:
-    """When an answer ends: at a token of `eos`, which is kept and trained, or after `length` tokens."""
+class Batch(NamedTuple):
+    """Answers that decode together: what is fixed of them, and what grows."""
 
-    eos: tuple[int, ...]  # whichever comes first
-    pad: int
-    length: int  # T
-    early: bool = True  # leave the loop once every answer has ended; False only serves benchmarks
-    runs: str | None = None  # the axis of `jax.vmap` along which runs decode together; they leave the loop together
+    keys: Key[Array, "P G"]
+    limit: Int[Array, "P G"]
+    prefix: Prefix
+    token: Int[Array, "P G"]
+    match: Int[Array, "P G"]  # state of the stop strings
+    answers: Answers
+    cache: Past | tuple[Past, ...]
+
+
+class Sampler(NamedTuple):
+    """All that does not depend on the batch."""
+
+    policy: Policy | Unrolled
+    params: Params
+    rules: SamplingRules
+    stopping: Stopping
 
 
 def generate(
@@ -43,14 +63,17 @@ def generate(
     keys: Key[Array, "P G"],
     rules: SamplingRules,
     stopping: Stopping,
+    limit: Int[Array, "P G"] | None = None,
 ) -> Answers:
     """Sample G answers to each of P prompts, one key an answer.
 
-    The prompt is run once and shared by its group. The token at position t is drawn with the answer's key folded with
-    t, so an answer depends on its own key and prompt alone.
+    limit  tokens that each answer may have, from 1; None, and what is beyond it: `stopping.length`
+
+    The prompt is run once and shared by its group, until the batch is halved: then each answer that goes on gets a
+    copy. An answer depends on its own key, prompt and limit alone.
     """
     p, g = keys.shape
-    prefix = policy.prefill(params, prompt, prompt_mask)
+    decoder, params, prefix = for_decoding(policy, params, policy.prefill(params, prompt, prompt_mask))
     nothing = jnp.zeros((p, g, stopping.length), jnp.float32)
     answers = Answers(
         answer=jnp.full((p, g, stopping.length), stopping.pad, jnp.int32),
@@ -59,22 +82,62 @@ def generate(
         policy_logp=nothing,
         truncated=jnp.ones((p, g), bool),
     )
-    token = jnp.broadcast_to(prefix.last[:, None], (p, g))
-    cache = policy.empty_cache(p, g, stopping.length)
+    batch = Batch(
+        keys=keys,
+        limit=jnp.full((p, g), stopping.length, jnp.int32) if limit is None else limit,
+        prefix=prefix,
+        token=jnp.broadcast_to(prefix.last[:, None], (p, g)),
+        match=jnp.zeros((p, g), jnp.int32),
+        answers=answers,
+        cache=decoder.empty_cache(p, g, stopping.length),
+    )
+    return _decode(Sampler(decoder, params, rules, stopping), batch, jnp.zeros((), jnp.int32), 0)
+
+
+def _decode(sampler: Sampler, batch: Batch, t: Int[Array, ""], halved: int) -> Answers:
+    """The answers of a batch that has its columns before t and was halved so many times."""
+    stopping = sampler.stopping
+    size = stopping.half(*batch.keys.shape, halved)
+    for columns in stopping.reads(halved):
+        t, batch = _loop(sampler, batch, t, columns, size)
+    if not size:
+        return batch.answers
+    ended = ~_running(batch, t).reshape(stopping.parts, -1)
+    rows = jnp.argsort(ended, axis=-1, stable=True)[:, :size]
+    done = _decode(sampler, _some(batch, rows), t, halved + 1)
+    return jax.tree.map(lambda whole, part: _put(whole, part, rows), batch.answers, done)
+
+
+def _running(batch: Batch, t: Int[Array, ""]) -> Bool[Array, "P G"]:
+    """Which answers have a token at t."""
+    return batch.answers.truncated & (t < batch.limit)
+
+
+def _loop(sampler: Sampler, batch: Batch, t: Int[Array, ""], columns: int, size: int) -> tuple[Int[Array, ""], Batch]:
+    """Decode up to a column, while more answers of some part run on than `size`."""
+    policy, params, rules, stopping = sampler
+    keys, limit, prefix, *grows = batch
 
     def running(carry):
-        t, _, _, answers = carry
-        more = jnp.any(answers.truncated) if stopping.early else True
+        t, grown = carry
+        live = _running(Batch(keys, limit, prefix, *grown), t)
+        more = jnp.any(live) if stopping.early else True
+        if size:
+            more = jnp.max(jnp.sum(live.reshape(stopping.parts, -1), axis=-1)) > size
         if stopping.runs:  # one condition for all: with one a run, `vmap` would copy the caches to keep ended runs
             more = jax.lax.psum(jnp.asarray(more, jnp.int32), stopping.runs) > 0
-        return (t < stopping.length) & more
+        return (t < columns) & more
 
     def body(carry):
-        t, token, cache, answers = carry
-        logits, cache = policy.step(params, prefix, cache, token, t)
+        t, (token, match, answers, cache) = carry
+        logits, cache = policy.step(params, prefix, cache, token, t, columns)
         token, behaviour_logp, policy_logp = draw(random.position_keys(keys, t), logits, rules)
-        live = answers.truncated  # no EOS so far
+        live = answers.truncated & (t < limit)
         token = jnp.where(live, token, stopping.pad)
+        ended = stopping.ends(token)
+        if stopping.strings:
+            match = jnp.where(live, stopping.strings.after(match, token), match)
+            ended = ended | stopping.strings.complete(match)
 
         def put(column, whole):
             return jax.lax.dynamic_update_index_in_dim(whole, column, t, axis=2)
@@ -84,8 +147,36 @@ def generate(
             acted=put(live, answers.acted),
             behaviour_logp=put(jnp.where(live, behaviour_logp, 0), answers.behaviour_logp),
             policy_logp=put(jnp.where(live, policy_logp, 0), answers.policy_logp),
-            truncated=live & ~jnp.isin(token, jnp.asarray(stopping.eos)),
+            truncated=answers.truncated & ~(live & ended),
         )
-        return t + 1, token, cache, answers
+        return t + 1, (token, match, answers, cache)
 
-    return jax.lax.while_loop(running, body, (jnp.zeros((), jnp.int32), token, cache, answers))[3]
+    t, grown = jax.lax.while_loop(running, body, (t, tuple(grows)))
+    return t, Batch(keys, limit, prefix, *grown)
+
+
+def _some(batch: Batch, rows: Int[Array, "S R"]) -> Batch:
+    """The batch of some answers of each part, one a prompt; rows count the answers of their part."""
+    g = batch.keys.shape[1]
+    answers = lambda x: _take(x, rows, 2)  # noqa: E731
+    prompts = lambda x: _take(x, rows // g, 1)  # noqa: E731
+    past = jax.tree.map(jax.vmap(prompts), batch.prefix.past)
+    prefix = Prefix(past=past, mask=prompts(batch.prefix.mask), last=prompts(batch.prefix.last))
+    keys, limit, token, match = (answers(x)[:, None] for x in (batch.keys, batch.limit, batch.token, batch.match))
+    grown = jax.tree.map(lambda x: answers(x)[:, None], batch.answers)
+    cache = jax.tree.map(jax.vmap(lambda x: answers(x)[:, None]), batch.cache)
+    return Batch(keys, limit, prefix, token, match, grown, cache)
+
+
+def _take(x: Array, rows: Int[Array, "S R"], axes: int) -> Array:
+    """Rows of each part of an array, whose first axes are those of prompts, or of prompts and answers: [S·R ...]."""
+    parts, rest = rows.shape[0], x.shape[axes:]
+    cut = x.reshape(parts, -1, *rest)
+    return jax.vmap(lambda part, chosen: part[chosen])(cut, rows).reshape(-1, *rest)
+
+
+def _put(whole: Shaped[Array, "P G ..."], part: Shaped[Array, "B 1 ..."], rows: Int[Array, "S R"]) -> Array:
+    """The inverse of `_take` for answers: the others stay."""
+    parts, rest = rows.shape[0], whole.shape[2:]
+    cut, new = whole.reshape(parts, -1, *rest), part.reshape(*rows.shape, *rest)
+    return jax.vmap(lambda old, fresh, chosen: old.at[chosen].set(fresh))(cut, new, rows).reshape(whole.shape)

@@ -28,8 +28,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxrl_llm import random
 from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.rollouts.completions import PassingError, SamplerError, Server
-from jaxrl_llm.rollouts.generate import Answers, Stopping
+from jaxrl_llm.rollouts.generate import Answers
 from jaxrl_llm.rollouts.sampling import SamplingRules
+from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.sharding import fetch
 
 ROUNDING = 1e-3

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from jaxrl_llm.policies.policy import Params, Policy
-from jaxrl_llm.rollouts.generate import Answers, Stopping, generate
+from jaxrl_llm.rollouts.generate import Answers, generate
 from jaxrl_llm.rollouts.sampling import SamplingRules
+from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.types import Rollout
 
 

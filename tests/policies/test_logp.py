@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies in chunks: the same numbers, without a [P G T V] array."""
+"""Log-probabilities and entropies by blocks of the vocabulary: the same numbers, without a [P G T V] array."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from jaxrl_llm.policies import logp as logp_module
+from jaxrl_llm.policies import readout
 from jaxrl_llm.policies.logp import answer_energy, answer_logp, answer_logp_and_kl
 
 P, G, T, V = 2, 3, 7, 97
@@ -19,8 +20,10 @@ def case():
     return policy, params, (rollout.prompt, rollout.prompt_mask, rollout.answer, rollout.acted)
 
 
-def chunks_of(monkeypatch, positions):
-    monkeypatch.setattr(logp_module, "CHUNK_ELEMENTS", positions * P * G * V)
+def blocks_of(monkeypatch, tokens):
+    """Of the vocabulary."""
+    monkeypatch.setattr(readout, "LEAST", 1)
+    monkeypatch.setattr(readout, "LOGITS", tokens * P * G * T)
 
 
 def value_and_gradient(policy, params, tokens):
@@ -61,11 +64,11 @@ def test_both_are_exactly_0_off_acted(case):
         assert np.all(np.asarray(x)[np.asarray(acted)] != 0)
 
 
-@pytest.mark.parametrize("positions", [1, 3, T])
-def test_chunks_change_neither_value_nor_gradient(case, monkeypatch, positions):
-    """Three does not divide seven: the last chunk is padded."""
+@pytest.mark.parametrize("tokens", [1, 30, V])
+def test_blocks_change_neither_value_nor_gradient(case, monkeypatch, tokens):
+    """Four blocks of 25 do not divide 97: the last rows are padding."""
     whole = value_and_gradient(*case)
-    chunks_of(monkeypatch, positions)
+    blocks_of(monkeypatch, tokens)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), value_and_gradient(*case), whole)
 
 
@@ -90,24 +93,25 @@ def largest(policy, params, tokens):
 
 
 def test_no_array_holds_all_logits(case, monkeypatch):
-    chunks_of(monkeypatch, 1)
-    assert P * G * V <= largest(*case) < P * G * T * V
+    blocks_of(monkeypatch, 30)
+    assert P * G * T * 25 <= largest(*case) < P * G * T * V
 
 
-def test_the_size_check_catches_an_unchunked_head(case, monkeypatch):
-    chunks_of(monkeypatch, T)
+def test_the_size_check_catches_all_of_the_vocabulary_at_once(case, monkeypatch):
+    blocks_of(monkeypatch, V)
     assert largest(*case) >= P * G * T * V
 
 
-def test_the_size_check_catches_chunks_whose_logits_are_kept_for_the_backward_pass(case, monkeypatch):
-    chunks_of(monkeypatch, 1)
-    monkeypatch.setattr(jax, "checkpoint", lambda fun: fun)
+def test_the_size_check_catches_blocks_whose_logits_are_kept_for_the_backward_pass(case, monkeypatch):
+    blocks_of(monkeypatch, 30)
+    monkeypatch.setattr(logp_module, "read", lambda *arguments: readout._forward(*arguments)[0])
     assert largest(*case) >= P * G * T * V
 
 
-def test_a_chunk_is_never_smaller_than_one_position(case, monkeypatch):
-    monkeypatch.setattr(logp_module, "CHUNK_ELEMENTS", 1)
-    assert P * G * V <= largest(*case) < P * G * T * V
+def test_a_block_is_never_narrower_than_its_least(case, monkeypatch):
+    monkeypatch.setattr(readout, "LEAST", 30)
+    monkeypatch.setattr(readout, "LOGITS", 1)
+    assert P * G * T * 25 <= largest(*case) < P * G * T * V
 
 
 # the divergence of whole distributions, and the energy of tokens
@@ -180,12 +184,12 @@ def test_the_energy_is_the_squared_norm_of_the_score_in_the_logits(case):
     assert float(jnp.min(jnp.where(acted, energy, 1))) > 0
 
 
-def test_chunks_change_neither_divergence_nor_energy(case, monkeypatch):
+def test_blocks_change_neither_divergence_nor_energy(case, monkeypatch):
     policy, params, tokens = case
 
     def run():
         return both(*case)[:2], tiny.jit(lambda params: answer_energy(policy, params, *tokens))(params)
 
     whole = run()
-    chunks_of(monkeypatch, 3)
+    blocks_of(monkeypatch, 30)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), run(), whole)

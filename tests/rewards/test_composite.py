@@ -16,6 +16,8 @@ BOXED = {
     r"\boxed{1} and then \boxed{ \sqrt{a_{1}} }": r"\sqrt{a_{1}}",
     r"\boxed{\{1, 2\}}": r"\{1, 2\}",
     r"\boxed {7}": "7",
+    r"\boxed{x = \{ 3}": r"x = \{ 3",
+    r"\boxed{a \} b}": r"a \} b",
     r"\fbox{3}": "3",
     r"\boxed{a} then \boxed{b": "a",
     r"\boxed{x \boxed{y}}": r"x \boxed{y}",

@@ -13,8 +13,9 @@ from jaxrl_llm import random
 from jaxrl_llm.policies.logp import answer_logp
 from jaxrl_llm.policies.policy import Policy
 from jaxrl_llm.random import Stream
-from jaxrl_llm.rollouts.generate import Stopping, generate
+from jaxrl_llm.rollouts.generate import generate
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
+from jaxrl_llm.rollouts.stopping import Stopping
 
 P, G, L, T, V = 4, 6, 5, 6, 5
 PAD, EOS = 0, 2

@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 import tiny
 
-from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules, draw, restrict
+from jaxrl_llm.rollouts import sampling
+from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules, draw, likeliest, restrict
 
 LOGITS = np.asarray([1.5, 0.3, 2.0, -1.0, 0.31, -3.0, 1.0, 0.0])
 DRAWS = 20_000
@@ -140,6 +141,65 @@ def test_greedy_is_the_lowest_likeliest_token_with_certainty():
     np.testing.assert_array_equal(token, jnp.argmax(logits, axis=-1))
     np.testing.assert_array_equal(behaviour_logp, np.zeros((1, 2)))
     np.testing.assert_allclose(policy_logp, jnp.max(jax.nn.log_softmax(logits), axis=-1), rtol=1e-6)
+
+
+def by_sorting(logits, rules):
+    """Which tokens [N V] are kept, by a sort of all of them."""
+    logits = logits / rules.temperature
+    if 0 < rules.top_k < logits.shape[-1]:
+        edge = jnp.sort(logits, axis=-1)[..., -rules.top_k][..., None]
+        logits = jnp.where(logits >= edge, logits, -jnp.inf)
+    if rules.top_p < 1:
+        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+        share = jax.nn.softmax(ordered, axis=-1)
+        inside = jnp.cumsum(share, axis=-1) - share < rules.top_p
+        edge = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits >= edge, logits, -jnp.inf)
+    return np.isfinite(logits)
+
+
+def adversarial():
+    """Rows [N 64] of logits: random, narrow, wide, tied, of both zeros, mostly -inf, and one token alone."""
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=64) * scale for scale in (0.01, 1, 1, 1, 3, 3, 10, 100)]
+    rows += [np.round(rng.normal(size=64)), np.repeat([1.0, 0.0, -1.0, -2.0], 16), np.zeros(64)]
+    rows += [np.where(np.arange(64) % 2, 0.0, -0.0), np.where(np.arange(64) % 2, -0.0, -1.0)]
+    rows += [np.where(rng.random(64) < 0.9, -np.inf, rng.normal(size=64)), np.where(np.arange(64) == 7, 0.5, -np.inf)]
+    rows += [np.nextafter(np.float32(2), np.float32(3)) ** (np.arange(64) % 3 - 1), np.linspace(-1e30, 1e30, 64)]
+    return jnp.asarray(np.stack(rows), jnp.float32)
+
+
+def holds(logits, rules):
+    kept = np.isfinite(restrict(logits[None], rules)[0])
+    return np.all(kept == by_sorting(logits, rules), axis=-1)
+
+
+@pytest.mark.parametrize("top_k", [0, 7, 63])
+@pytest.mark.parametrize("small", [64, 0], ids=["top_k", "search"])
+def test_the_search_keeps_what_a_sort_would(top_k, small, monkeypatch):
+    monkeypatch.setattr(sampling, "SMALL_K", small)
+    for top_p in (1.0, 0.9, 0.43, 1e-6):
+        assert holds(adversarial(), SamplingRules(top_k=top_k, top_p=top_p, temperature=0.7)).all()
+
+
+def test_a_search_that_takes_zeros_for_two_numbers_is_caught(monkeypatch):
+    broken = lambda x: (b := jax.lax.bitcast_convert_type(x, jnp.int32)) ^ ((b >> 31) & jnp.int32(0x7FFFFFFF))  # noqa: E731
+    monkeypatch.setattr(sampling, "_image", broken)
+    assert not holds(adversarial(), SamplingRules(top_p=0.43)).all()
+
+
+def test_a_large_vocabulary_is_searched_as_it_would_be_sorted():
+    """At 50,000 tokens sums round: sort and search may part on a token that is within rounding of top_p."""
+    logits = 3 * jax.random.normal(jax.random.key(0), (2, 50_000))
+    for rules in (SamplingRules(top_k=1000), SamplingRules(top_p=0.9), SamplingRules(top_k=1000, top_p=0.9)):
+        kept = np.isfinite(restrict(logits[None], rules)[0])
+        assert np.all(np.abs(kept.sum(-1) - by_sorting(logits, rules).sum(-1)) <= (rules.top_p < 1))
+
+
+def test_the_likeliest_token_is_the_argmax():
+    logits = adversarial()[None]
+    np.testing.assert_array_equal(likeliest(logits), jnp.argmax(logits, axis=-1))
+    assert 0 <= int(likeliest(jnp.full((1, 1, 5), jnp.nan))[0, 0]) < 5
 
 
 @pytest.mark.parametrize(
