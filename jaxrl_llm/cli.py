@@ -128,17 +128,20 @@ def report(runs: tyro.conf.Positional[tuple[pathlib.Path, ...]], out: pathlib.Pa
     print(target)
 
 
-def export(run: tyro.conf.Positional[pathlib.Path], out: pathlib.Path, step: int | None = None) -> None:
+def export(
+    run: tyro.conf.Positional[pathlib.Path], out: pathlib.Path, step: int | None = None, adapter: bool = False
+) -> None:
     """Write a checkpoint as a Hugging Face folder, which `transformers` and inference servers load.
 
     Args:
         run: Folder of the run.
         out: The folder to write; it must be absent or empty.
         step: Which checkpoint; default: the newest.
+        adapter: Of a run with lora.rank: its adapters alone, in the format of PEFT; default: merged into the weights.
     """
     from jaxrl_llm.export import export_run
 
-    export_run(run, out, step)
+    export_run(run, out, step, adapter)
 
 
 def show_recipes(name: tyro.conf.Positional[str] = "") -> None:

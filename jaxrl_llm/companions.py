@@ -10,9 +10,12 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxrl_llm import masked
+from jaxrl_llm.policies.heads import Head, token_states
 from jaxrl_llm.policies.logp import answer_logp
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.types import Rollout
+
+HEAD = Head()  # linear, and 0 of everything at first
 
 
 class Companion(NamedTuple):
@@ -34,7 +37,7 @@ Loss = Callable[[Params, Params | None, Rollout], Float[Array, ""]]
 
 
 def value_network(policy: Policy, *, learning_rate: float, discount: float) -> Companion:
-    """V(prefix) for each answer token: a copy of the policy's trunk with a linear head, fitted to the returns.
+    """V(prefix) for each answer token: a copy of the policy's parameters with a linear head, fitted to the returns.
 
     Loss: mean over acted tokens of (V - γ^(tokens still to come) r)²/2. The head starts at 0, so the first credit is
     the reward itself. Gives `value` [P G T].
@@ -98,19 +101,16 @@ def _binary_cross_entropy(logit: Float[Array, "P G"], right: Array) -> Float[Arr
 
 def _read_head(policy: Policy, params: Params, rollout: Rollout) -> Float[Array, "P G T"]:
     trunk = params["trunk"]
-    hidden = policy.score(trunk, policy.prefill(trunk, rollout.prompt, rollout.prompt_mask), rollout.answer)
-    value = jnp.einsum("pgte,e->pgt", hidden.astype(jnp.float32), params["head"])
-    return jnp.where(rollout.acted, value, 0)
+    states = token_states(policy, trunk, rollout.prompt, rollout.prompt_mask, rollout.answer)
+    return jnp.where(rollout.acted, HEAD(params["head"], states), 0)
 
 
 def _with_head(policy: Policy, loss: Loss, name: str, learning_rate: float) -> Companion:
     def init(params):
         one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
         answer = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
-        hidden = jax.eval_shape(
-            lambda p, x, a: policy.score(p, policy.prefill(p, x, x > 0), a), nn.unbox(params), one, answer
-        )
-        return {"trunk": jax.tree.map(jnp.copy, params), "head": jnp.zeros(hidden.shape[-1:], jnp.float32)}
+        states = jax.eval_shape(lambda p, x, a: token_states(policy, p, x, x > 0, a), nn.unbox(params), one, answer)
+        return {"trunk": jax.tree.map(jnp.copy, params), "head": nn.unbox(HEAD.init(states.shape[-1]))}
 
     def read(params, reference, rollout):
         del reference

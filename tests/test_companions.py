@@ -83,7 +83,7 @@ def test_the_loss_of_the_value_by_hand():
     target = np.asarray(ROLLOUT.reward)[..., None] * 0.9**ahead
     expected = -np.einsum("pgt,pgte->e", np.where(WHERE, target, 0), hidden()) / np.sum(WHERE)
     grads = first_gradient("value")
-    np.testing.assert_allclose(grads["head"], expected, atol=1e-6)
+    np.testing.assert_allclose(grads["head"]["out"], expected, atol=1e-6)
     assert not any(bool(jnp.any(x)) for x in jax.tree.leaves(grads["trunk"])), "nothing flows through a head of 0"
 
 
@@ -106,7 +106,7 @@ def test_the_loss_of_the_token_model_by_hand():
     share = WHERE / jnp.maximum(jnp.sum(WHERE, axis=-1, keepdims=True), 1)
     slope = jnp.where(ROLLOUT.valid, 0.5 - RIGHT, 0) / jnp.sum(ROLLOUT.valid)
     expected = jnp.einsum("pg,pgt,pgte->e", slope, share, hidden())
-    np.testing.assert_allclose(first_gradient("token_score")["head"], expected, atol=1e-6)
+    np.testing.assert_allclose(first_gradient("token_score")["head"]["out"], expected, atol=1e-6)
 
 
 def test_the_loss_of_the_implicit_reward_by_hand():

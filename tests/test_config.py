@@ -11,7 +11,7 @@ from jaxtyping import TypeCheckError
 from jaxrl_llm import recipes, tasks
 from jaxrl_llm.cli import main
 from jaxrl_llm.config import Config, ConfigError, WarmUp
-from jaxrl_llm.policies.config import DecoderConfig, Rope
+from jaxrl_llm.policies.config import DecoderConfig, Lora, Rope
 from jaxrl_llm.sharding import MeshShape
 
 WRONG = [
@@ -47,6 +47,11 @@ WRONG = [
     (["--model.kv-heads", "3"], "kv_heads must divide heads=4, not 3 (choices: [1, 2, 4])"),
     (["--model.head-size", "7"], "head_size must be even"),
     (["--model.layers", "0"], "layers must be at least 1"),
+    (["--lora.rank", "-1"], "lora.rank must be 1 or more"),
+    (["--lora.rank", "4", "--lora.alpha", "0"], "lora.alpha must be a finite number above 0"),
+    (["--lora.rank", "4", "--lora.targets", "query", "vlaue"], "did you mean 'value'"),
+    (["--lora.rank", "4", "--lora.targets", "head"], "the head of a tied model is its embedding"),
+    (["--lora.rank", "4", "--variance-every", "5"], "variance_every measures gradients of all parameters"),
     (["--mesh.data", "0"], "mesh axes"),
     (["--mesh.data", "-1"], "at most one mesh axis may be -1"),
 ]
@@ -80,6 +85,7 @@ def test_every_field_is_a_flag_with_a_help_text(capsys, monkeypatch):
         match.group(1): match.group(2) for match in re.finditer(r"^ +--([\w.-]+)(.*?)(?=^ +--|\Z)", said, re.S | re.M)
     }
     parts = {"": Config, "warmup.": WarmUp, "model.": DecoderConfig, "model.rope.": Rope, "mesh.": MeshShape}
+    parts |= {"lora.": Lora}
     for prefix, cls in parts.items():
         for field in dataclasses.fields(cls):
             if f"{prefix}{field.name}." in parts:
