@@ -9,7 +9,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from jaxrl_llm import published, recipes, schedules, spec, tasks
 from jaxrl_llm.estimators import estimators_of
 from jaxrl_llm.measurements import MEASURED
-from jaxrl_llm.policies.config import DecoderConfig, read_decoder
+from jaxrl_llm.policies.config import DecoderConfig, Lora, read_decoder, read_lora
 from jaxrl_llm.rollouts.sampling import SamplingRules
 from jaxrl_llm.rollouts.select.plan import Plan
 from jaxrl_llm.sharding import MeshShape
@@ -76,6 +76,8 @@ class Config:
     temperature: float = 1.0  # of sampling, above 0
     top_k: int = 0  # sample from this many likeliest tokens; 0: all
     top_p: float = 1.0  # sample from the fewest likeliest tokens with this probability; 1: all
+    exact_logp: bool = False  # learn from log-probabilities that the learner itself gives: one more forward pass a step
+    sample_in_bfloat16: bool = False  # answers are sampled by a copy in bfloat16; the metrics sampling/... tell the gap
     measure_kl: bool = True  # log the KL to the policy before RL: one more forward pass a step
     max_nonfinite: int = 5  # stop after so many refused (non-finite) updates in a row
     eval_every: int = 20  # steps between held-out evaluations
@@ -90,11 +92,13 @@ class Config:
     warmup: WarmUp = dataclasses.field(default_factory=WarmUp)
     model: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
+    lora: Lora = dataclasses.field(default_factory=Lora)
 
     def __post_init__(self):
         # Cheap checks first: a task may take seconds to build.
         self._check_numbers()
         hub = self._published() if self.pretrained else None
+        self._check_lora()
         for name, module, cls in (("recipe", recipes, recipes.Recipe), ("schedule", schedules, schedules.Schedule)):
             self._resolve(name, module)
             if not isinstance(getattr(self, name), cls):
@@ -187,6 +191,17 @@ class Config:
                 f"accumulation={self.accumulation} must divide prompts_per_step={self.prompts_per_step}: nearest {best}"
             )
 
+    def _check_lora(self) -> None:
+        try:
+            self.lora.check(self.model)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if self.lora.rank and self.variance_every:
+            raise ConfigError(
+                "variance_every measures gradients of all parameters, and lora.rank leaves all but adapters as they "
+                "are: set it to 0; `jaxrl-llm variance` takes a checkpoint with its adapters merged"
+            )
+
     def _check_recipe(self) -> None:
         traits = self.recipe.advantage.traits
         name = self.recipe.spec.split(",")[0]
@@ -258,7 +273,7 @@ class Config:
         """The resolved configuration, in plain types."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         spelled = {name: values[name].spec for name in ("task", "recipe", "schedule")}
-        nested = {name: dataclasses.asdict(values[name]) for name in ("warmup", "model", "mesh")}
+        nested = {name: dataclasses.asdict(values[name]) for name in ("warmup", "model", "mesh", "lora")}
         return values | spelled | nested
 
     @classmethod
@@ -268,7 +283,7 @@ class Config:
         for name in values:
             if name not in known:
                 raise ConfigError(f"there is no field {name!r}{spec.nearest(name, sorted(known))}")
-        nested = {"warmup": WarmUp, "model": read_decoder, "mesh": MeshShape}
+        nested = {"warmup": WarmUp, "model": read_decoder, "mesh": MeshShape, "lora": read_lora}
         read = {name: lambda value, kind=kind: kind(**value) for name, kind in nested.items()}
         read["variance_estimators"] = tuple
         return cls(**{name: read[name](value) if name in read else value for name, value in values.items()})

@@ -30,6 +30,15 @@ from jaxrl_llm.types import Problems, Tokenizer
 def load_run(run: str | os.PathLike[str], step: int | None = None) -> tuple[Programs, Params, int]:
     """The programs of a run's configuration, and the parameters of a checkpoint (default: the newest) with its step.
 
+    Adapters are merged into their trunk. Raises as `load_trained`.
+    """
+    programs, params, step = load_trained(run, step)
+    return programs, programs.trained.merged(params), step
+
+
+def load_trained(run: str | os.PathLike[str], step: int | None = None) -> tuple[Programs, Params, int]:
+    """The same with what was trained alone: adapters where the run has them, the trunk being in the programs.
+
     Raises RunError where there is no run or no checkpoint in it, CheckpointError where the step is not there.
     """
     folder = run_folder(run)
@@ -38,6 +47,9 @@ def load_run(run: str | os.PathLike[str], step: int | None = None) -> tuple[Prog
         if checkpoints.latest() is None:
             raise RunError(f"{folder} holds no checkpoint yet")
         state = checkpoints.restore(programs.state_like(), step)
+    if programs.config.lora.rank:
+        with Checkpoints(pathlib.Path(folder) / "reference", 1) as store:
+            programs.trained.reference(store.restore(programs.trained.params_like()))
     return programs, state.params, int(state.step)
 
 

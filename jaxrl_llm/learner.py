@@ -13,10 +13,9 @@ from jaxrl_llm import masked, random
 from jaxrl_llm.advantages import AdvantageTransform
 from jaxrl_llm.anchors import Anchor
 from jaxrl_llm.companions import Companion
-from jaxrl_llm.losses import Objective, Tokens, k3
+from jaxrl_llm.losses import Objective, Tokens
 from jaxrl_llm.losses.objective import Coefficients
-from jaxrl_llm.losses.tokens import masked as masked_tokens
-from jaxrl_llm.measurements import over_epochs, rollout_metrics, with_measurements
+from jaxrl_llm.measurements import MAXIMA, over_epochs, rollout_metrics, token_sums, with_measurements
 from jaxrl_llm.policies.logp import answer_logp, answer_logp_and_kl
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.rewards._base import RewardTransform, identity
@@ -81,6 +80,7 @@ class Learner:
     companion: Companion | None = None
     accumulation: int = 1  # micro-batches an update is cut into; changes memory, never a number
     epochs: int = 1  # updates on each rollout
+    exact_logp: bool = False  # score answers again before the update: one more forward pass, and no gap to the sampler
     seed: int | Int[Array, ""] = 0  # of what the objective draws; it may be traced
 
     @property
@@ -112,6 +112,7 @@ class Learner:
         Credit is given once, by the whole batch. Without a reference there is no metric `kl`; an exact KL raises then.
         """
         where = rollout.acted & rollout.valid[..., None]
+        rollout = self._rescored(state.params, reference, rollout) if self.exact_logp else rollout
         reference = state.anchor if self.anchor else reference
         if reference is None and self.objective.uses_exact_kl:
             needed = "needs a reference policy: give `learn` parameters as `reference`, or the learner an `anchor`"
@@ -214,7 +215,7 @@ class Learner:
             state, params=params, moments=moments, skipped=state.skipped + bad, streak=(state.streak + bad) * bad
         )
         tokens = jnp.maximum(masked.count(where), 1).astype(jnp.float32)
-        means = {name: sums[name] / tokens for name in sums if name not in ("loss", "sampling/logp_difference_max")}
+        means = {name: sums[name] / tokens for name in sums if name not in ("loss", *MAXIMA)}
         site = jnp.where(ok, 0, 1 + jnp.argmin(healthy))
         return state, sums | means | {"grad_norm": norm, "nonfinite/site": site}
 
@@ -227,17 +228,29 @@ class Learner:
 
     def _now(self, params: Params, reference: Params | None, rows: Batch) -> Tokens:
         """The record of the rows at given parameters."""
-        if self.objective.uses_exact_kl:
-            logp, entropy, exact = answer_logp_and_kl(self.policy, params, reference, *_tokens(rows.rollout))
-        else:
-            (logp, entropy), exact = answer_logp(self.policy, params, *_tokens(rows.rollout)), rows.tokens.exact_kl
+        logp, entropy, *exact = self._scored(params, reference, rows.rollout)
+        exact = exact[0] if exact else rows.tokens.exact_kl
         return dataclasses.replace(rows.tokens, logp=logp, entropy=entropy, exact_kl=exact)
 
-    def _cut(self, batch: Batch) -> Batch:
+    def _scored(self, params: Params, reference: Params | None, rollout: Rollout) -> tuple[Float[Array, "P G T"], ...]:
+        """Log-probabilities and entropies of the tokens, and their KL where the objective reads it."""
+        if self.objective.uses_exact_kl:
+            return answer_logp_and_kl(self.policy, params, reference, *_tokens(rollout))
+        return answer_logp(self.policy, params, *_tokens(rollout))
+
+    def _rescored(self, params: Params, reference: Params | None, rollout: Rollout) -> Rollout:
+        """The rollout with the learner's log-probabilities in the place of the sampler's, micro-batch by micro-batch as
+        the update has them. What the sampling rules left out keeps its share."""
+        look = lambda rows: self._scored(params, reference, rows)[0]  # noqa: E731
+        logp = self._by_rows(look, dataclasses.replace(rollout, extras={}))
+        shift = rollout.behaviour_logp - rollout.policy_logp
+        return dataclasses.replace(rollout, policy_logp=logp, behaviour_logp=logp + shift)
+
+    def _cut(self, batch: Any) -> Any:
         """Micro-batches along a new first axis. Row i goes to number i mod A, so that rows of one device stay on it."""
         return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, self.accumulation, *x.shape[1:]), 0, 1), batch)
 
-    def _by_rows(self, fn: Callable[[Batch], Any], batch: Batch) -> Any:
+    def _by_rows(self, fn: Callable[[Any], Any], batch: Any) -> Any:
         """`fn` of each micro-batch, put together again."""
         if self.accumulation == 1:
             return fn(batch)
@@ -252,7 +265,7 @@ class Learner:
         def loss(params, rows):
             tokens = self._now(params, reference, rows)
             value = self.objective.loss(rows.weights, tokens, rows.prepared, coefficients)
-            return value, self._token_sums(tokens) | {"loss": value}
+            return value, token_sums(self.objective, tokens) | {"loss": value}
 
         gradient = jax.grad(loss, has_aux=True)
         if self.accumulation == 1:
@@ -260,32 +273,15 @@ class Learner:
 
         def add(total, rows):
             grads, sums = gradient(params, rows)
-            biggest = jnp.maximum(total[1]["sampling/logp_difference_max"], sums["sampling/logp_difference_max"])
-            total = jax.tree.map(jnp.add, total, (grads, sums))
-            total[1]["sampling/logp_difference_max"] = biggest
-            return total, None
+            biggest = {name: jnp.maximum(total[1][name], sums[name]) for name in MAXIMA}
+            grads, sums = jax.tree.map(jnp.add, total, (grads, sums))
+            return (grads, sums | biggest), None
 
         rows = self._cut(batch)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], rows))
         )
         return jax.lax.scan(add, zeros, rows)[0]
-
-    def _token_sums(self, tokens: Tokens) -> dict[str, Float[Array, ""]]:
-        """Sums over the tokens of these rows. A token counts as clipped where credit has lost its gradient."""
-        tokens = masked_tokens(jax.lax.stop_gradient(tokens))
-        where = tokens.where
-        slope = jax.grad(lambda x: jnp.sum(self.objective.surrogate(dataclasses.replace(tokens, logp=x))))(tokens.logp)
-        clipped = where & (slope == 0) & (tokens.advantage != 0)
-        gap = jnp.where(where, jnp.abs(tokens.logp - tokens.policy_logp), 0)
-        return {
-            "entropy": masked.total(tokens.entropy, where),
-            "kl": masked.total(k3(tokens), where),
-            "clip_ratio/low": masked.count(clipped & (tokens.logp < tokens.behaviour_logp)).astype(jnp.float32),
-            "clip_ratio/high": masked.count(clipped & (tokens.logp > tokens.behaviour_logp)).astype(jnp.float32),
-            "sampling/logp_difference_mean": jnp.sum(gap),
-            "sampling/logp_difference_max": jnp.max(gap, initial=0),
-        }
 
 
 def _all_finite(tree: Any) -> Bool[Array, ""]:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxrl_llm import masked
+from jaxrl_llm.losses import Objective, Tokens, k3
+from jaxrl_llm.losses.tokens import masked as masked_tokens
 from jaxrl_llm.policies.logp import answer_energy, answer_logp
 from jaxrl_llm.types import Rollout
 
@@ -132,6 +134,29 @@ def rollout_metrics(
         "num_tokens": jnp.sum(rollout.extras["drawn_tokens"])
         if "drawn_tokens" in rollout.extras
         else masked.count(rollout.acted),
+    }
+
+
+MAXIMA = ("sampling/logp_difference_max", "sampling/weight_max")  # of what `token_sums` gives; the others are sums
+
+
+def token_sums(objective: Objective, tokens: Tokens) -> dict[str, Float[Array, ""]]:
+    """Sums over the tokens of some rows. A token counts as clipped where credit has lost its gradient."""
+    tokens = masked_tokens(jax.lax.stop_gradient(tokens))
+    where = tokens.where
+    slope = jax.grad(lambda x: jnp.sum(objective.surrogate(dataclasses.replace(tokens, logp=x))))(tokens.logp)
+    clipped = where & (slope == 0) & (tokens.advantage != 0)
+    gap = jnp.where(where, tokens.logp - tokens.policy_logp, 0)
+    weight = jnp.where(where, jnp.exp(gap), 0)
+    return {
+        "entropy": masked.total(tokens.entropy, where),
+        "kl": masked.total(k3(tokens), where),
+        "clip_ratio/low": masked.count(clipped & (tokens.logp < tokens.behaviour_logp)).astype(jnp.float32),
+        "clip_ratio/high": masked.count(clipped & (tokens.logp > tokens.behaviour_logp)).astype(jnp.float32),
+        "sampling/logp_difference_mean": jnp.sum(jnp.abs(gap)),
+        "sampling/logp_difference_max": jnp.max(jnp.abs(gap), initial=0),
+        "sampling/weight_mean": jnp.sum(weight),
+        "sampling/weight_max": jnp.max(weight, initial=0),
     }
 
 

@@ -42,6 +42,8 @@ GLOSSARY: dict[str, str] = {
     "learning_rate": "learning rate of the step",
     "sampling/logp_difference_mean": "mean |log-probability in the learner - in the sampler|, nats per token",
     "sampling/logp_difference_max": "largest |log-probability in the learner - in the sampler| of the step, nats",
+    "sampling/weight_mean": "mean probability of a token in the learner over that in the sampler",
+    "sampling/weight_max": "largest probability of a token in the learner over that in the sampler of the step",
     "nonfinite/skipped": "updates left out so far because a value in them was not finite, count",
     "nonfinite/streak": "updates left out in a row up to this step, count",
     "nonfinite/site": "where a value was not finite: 0 nowhere, 1 reward, 2 log-probability, 3 gradient, 4 parameter",

@@ -18,8 +18,9 @@ from jaxrl_llm.checkpoint import abstract
 from jaxrl_llm.config import Config, ConfigError
 from jaxrl_llm.learner import Learner, TrainState
 from jaxrl_llm.losses import Objective, cross_entropy, token_mean
-from jaxrl_llm.policies.policy import Params, Policy
+from jaxrl_llm.policies.policy import Params, Policy, in_bfloat16
 from jaxrl_llm.random import Stream
+from jaxrl_llm.rollouts.demonstrations import demonstration
 from jaxrl_llm.rollouts.generate import Answers, generate
 from jaxrl_llm.rollouts.sampler import Sampler, ungraded
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
@@ -28,15 +29,8 @@ from jaxrl_llm.rollouts.select.plan import Plan
 from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.sharding import born_sharded, by_prompt, fetch, make_mesh, place, prompt_shards, replicated
 from jaxrl_llm.sharding import state_shardings as shardings_of
+from jaxrl_llm.trained import Trained, build_optimizer
 from jaxrl_llm.types import Grade, Problems, Rollout
-
-
-def build_optimizer(config: Config, schedule: Callable[[Any], Any]) -> optax.GradientTransformation:
-    """AdamW, or plain SGD, behind a bound on the global norm of the gradient."""
-    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
-    if config.optimizer == "sgd":
-        return optax.chain(clip, optax.add_decayed_weights(config.weight_decay), optax.scale_by_learning_rate(schedule))
-    return optax.chain(clip, optax.adamw(schedule, b1=0.9, b2=0.99, weight_decay=config.weight_decay))
 
 
 class Programs:
@@ -52,18 +46,19 @@ class Programs:
         self.problems = place(self.task.train, replicated(self.mesh))
         self.agenda = everything(len(self.task.train.prompt))
         learning_rate = config.schedule.build(config.learning_rate, config.steps * config.epochs)
-        recipe = config.recipe
+        recipe, self.trained = config.recipe, Trained(config, self.mesh)
         self.learner = Learner(
-            policy=self.policy,
+            policy=self.trained.policy,
             advantage=recipe.advantage,
             objective=recipe.objective,
             optimizer=build_optimizer(config, learning_rate),
             learning_rate=learning_rate,
             reward=recipe.reward,
             anchor=recipe.anchor,
-            companion=recipe.companion and recipe.companion(self.policy),
+            companion=recipe.companion and recipe.companion(self.trained.policy),
             accumulation=config.accumulation,
             epochs=config.epochs,
+            exact_logp=config.exact_logp,
             seed=config.seed,
         )
         self.imitator = Learner(
@@ -80,20 +75,17 @@ class Programs:
         self._grade = jax.jit(self._grade_step, out_shardings=split)
         self._select = jax.jit(select_step(config.plan), out_shardings=split)
         self._learn = jax.jit(
-            self.learner.learn, donate_argnums=0, out_shardings=(self._shardings(self.learner), whole, split)
+            self._learn_step, donate_argnums=0, out_shardings=(self._shardings(self.learner), whole, split)
         )
         self._imitate = jax.jit(
             self._imitate_step, donate_argnums=0, out_shardings=(self._shardings(self.imitator), whole)
         )
 
-    def _make(self, learner: Learner) -> Callable[[Array], TrainState]:
-        return lambda key: learner.init(self.policy.init(key))
-
     def _key(self, stream: Stream) -> Array:
         return random.stream_key(self.seed, stream)
 
     def _shardings(self, learner: Learner) -> TrainState:
-        return shardings_of(self.mesh, self._make(learner), self._key(Stream.PARAMETERS))
+        return shardings_of(self.mesh, lambda key: self.trained.state(learner, key), self._key(Stream.PARAMETERS))
 
     def traced(self, seed: Int[Array, ""], learning_rate: Float[Array, ""], runs: str | None = None) -> "Programs":
         """The same parts for a seed and a learning rate that are traced, in `rollout`, `answers` and `learner.learn`.
@@ -126,12 +118,19 @@ class Programs:
 
     def start(self, learner: Learner, params: Params) -> TrainState:
         """State of step 0 around given parameters."""
-        return jax.jit(learner.init, out_shardings=self._shardings(learner))(params)
+        make = lambda trunk, params: self.trained.around(learner, trunk).init(params)  # noqa: E731
+        return jax.jit(make, out_shardings=self._shardings(learner))(self.trained.trunk, params)
+
+    def begin(self, params: Params) -> tuple[TrainState, Params]:
+        """State of step 0 of RL, and the policy before RL as `learn` takes it. The state is donated step by step; the
+        reference is not, and so neither is the trunk of adapters."""
+        reference = jax.tree.map(lambda x: x.copy(), self.trained.reference(params))
+        return self.start(self.learner, self.trained.fresh(params)), reference
 
     def state_like(self) -> TrainState:
         """Shapes and shardings of the RL state, for restoring."""
-        params = unbox(jax.eval_shape(self.policy.init, self._key(Stream.PARAMETERS)))
-        return abstract(jax.eval_shape(self.learner.init, params), self._shardings(self.learner))
+        make = lambda key: self.trained.state(self.learner, key)  # noqa: E731
+        return abstract(unbox(jax.eval_shape(make, self._key(Stream.PARAMETERS))), self._shardings(self.learner))
 
     def screen(self, correct: np.ndarray) -> None:
         """Keep and order the training problems by which attempts [N S] of the policy before RL were right.
@@ -174,11 +173,16 @@ class Programs:
 
     def learn(self, state: TrainState, reference: Params | None, rollout: Rollout) -> tuple[TrainState, dict, Array]:
         """One RL step; the state that goes in is used up."""
-        return self._learn(state, reference, rollout)
+        return self._learn(state, self.trained.trunk, reference, rollout)
 
     def imitate(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
         """One step of supervised warm-up; the state that goes in is used up."""
         return self._imitate(state, self.problems, jnp.int32(step))
+
+    def _learn_step(
+        self, state: TrainState, trunk: Params, reference: Params | None, rollout: Rollout
+    ) -> tuple[TrainState, dict, Array]:
+        return self.trained.around(self.learner, trunk).learn(state, reference, rollout)
 
     def _ask_step(self, problems: Problems, step: Int[Array, ""]) -> tuple[Array, Problems, Array]:
         """Rows and problems of a step, and the keys of the answers to them."""
@@ -209,7 +213,10 @@ class Programs:
 
     def answers(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Rollout:
         """Answers that nobody has graded."""
-        out = generate(self.policy, params, prompt, prompt_mask, keys, rules, self.stopping)
+        policy = self.policy
+        if self.config.sample_in_bfloat16:
+            policy, params = in_bfloat16(policy, params)
+        out = generate(policy, params, prompt, prompt_mask, keys, rules, self.stopping)
         return ungraded(out, prompt, prompt_mask, len(self.task.component_names))
 
     @property
@@ -262,27 +269,6 @@ def with_grade(rollout: Rollout, grade: Grade) -> Rollout:
     """The rollout with its reward, components and validity filled in; an answer that does not exist has no grade."""
     valid = rollout.valid & grade.valid
     return dataclasses.replace(rollout, reward=grade.reward, components=grade.components, valid=valid)
-
-
-def demonstration(problems: Problems, rows: Int[Array, " P"]) -> Rollout:
-    """Solutions as if they had been answers, one a prompt, with reward 1: imitation is a rollout like any other."""
-    answer, acted = problems.solution[:, None, :], problems.solution_mask[:, None, :]
-    one = jnp.ones(answer.shape[:2], jnp.float32)
-    silent = jnp.zeros(answer.shape, jnp.float32)
-    return Rollout(
-        prompt=problems.prompt,
-        prompt_mask=problems.prompt_mask,
-        answer=answer,
-        acted=acted,
-        behaviour_logp=silent,
-        policy_logp=silent,
-        reward=one,
-        components=one[..., None],
-        valid=jnp.any(acted, axis=-1),
-        truncated=jnp.zeros(one.shape, bool),
-        prompt_id=rows,
-        version=jnp.zeros(one.shape, jnp.int32),
-    )
 
 
 def check_batches(config: Config, shards: int) -> None:

@@ -2,7 +2,8 @@
 
 A run folder holds, besides the log of `jaxrl_llm.metrics`, `config.json` (the resolved configuration, possibly nested)
 and `summary.json`: {"before": {metric: number}, "after": {...}, "constant_accuracy": number or null,
-"constant_answer": str or null, "problems": int or null}. Each file, and each key of the summary, may be missing.
+"constant_answer": str or null, "problems": int or null,
+"parameters": {"all": int, "trained": int}}. Each file, and each key of the summary, may be missing.
 """
 
 import json
@@ -97,12 +98,20 @@ def overview(run: Run) -> dict[str, str]:
     return {
         "steps": f"{max((curve[0][-1] for curve in run.metrics.values()), default=0):,}",
         "answer tokens": f"{tokens:,.0f}",
+        "parameters trained": _trained_of(run.summary.get("parameters", {})),
         "time of the steps": f"{seconds / 60:.1f} min" if seconds else "",
         "reward, last tenth": f"{finite_mean(rewards[-max(1, len(steps) // 10) :]):.3f}" if rewards else "",
         "held-out accuracy": (f"{accuracy[-1]:.1%}" + (f" ({low:.1%} to {high:.1%})" if run.problems else ""))
         if accuracy
         else "",
     }
+
+
+def _trained_of(parameters: Mapping[str, int]) -> str:
+    if not parameters:
+        return ""
+    trained, every = parameters["trained"], parameters["all"]
+    return f"{trained:,}" if trained == every else f"{trained:,} of adapters on {every:,}"
 
 
 def config_rows(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:

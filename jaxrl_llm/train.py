@@ -95,14 +95,15 @@ def train(
         )
         log = stack.enter_context(MetricsLog(folder, (start or 0) if resume else None))
         if start is None:
-            state, reference, summary = _begin(programs, evaluator, progress, stop, folder)
-            reference_store.save(0, reference)
+            params, summary = _begin(programs, evaluator, progress, stop, folder)
+            reference_store.save(0, params)
             reference_store.wait()
+            state, reference = programs.begin(params)
             write_json(folder / "summary.json", summary)
             checkpoints.save(0, state)
         else:
             state = checkpoints.restore(programs.state_like())
-            reference = reference_store.restore(programs.state_like().params)
+            reference = programs.trained.reference(reference_store.restore(programs.trained.params_like()))
             summary = read_summary(folder)
             if config.recipe.screening:
                 programs.screen(read_attempts(folder))
@@ -113,7 +114,7 @@ def train(
             write_report([folder], folder / "report.html")  # the curves show how it came about
             raise
         checkpoints.wait()
-    after = journal.evaluation or evaluator(state.params, config.steps)
+    after = journal.evaluation or evaluator(programs.trained.acting(state.params), config.steps)
     write_json(folder / "summary.json", summary | {"after": after})
     write_report([folder], folder / "report.html")
     (console or Console()).print(
@@ -125,13 +126,13 @@ def train(
             constant_answer=summary["constant_answer"],
         )
     )
-    return Result(folder, state.params, summary["before"], after, summary["constant_accuracy"])
+    return Result(folder, programs.trained.merged(state.params), summary["before"], after, summary["constant_accuracy"])
 
 
 def _begin(
     programs: Programs, evaluator: Evaluator, progress: Progress, stop: Any, folder: pathlib.Path
-) -> tuple[TrainState, Params, dict]:
-    """Warm up, evaluate, screen the training problems, and set up the state of step 0."""
+) -> tuple[Params, dict]:
+    """Warm up, evaluate, and screen the training problems: the policy before RL, and what is known of it."""
     params, outcome = warm_up(programs, evaluator, progress.warmup, lambda: stop.requested is not None)
     if stop.requested:
         raise StoppedError(f"{stop.requested} during warm-up: nothing is saved yet, --resume starts over")
@@ -142,6 +143,7 @@ def _begin(
         "constant_accuracy": constant and constant[0],
         "constant_answer": constant and constant[1],
         "problems": evaluator.problems,
+        "parameters": programs.trained.counts,
     }
     if programs.config.recipe.screening:
         correct = attempts(programs, params)
@@ -157,8 +159,7 @@ def _begin(
             f"{len(programs.agenda.rows)} of {len(correct)} training problems stay: of {correct.shape[1]} attempts at "
             f"each, {correct.mean():.1%} were right"
         )
-    # The state is donated step by step; the reference must outlive it.
-    return programs.start(programs.learner, params), jax.tree.map(lambda x: x.copy(), params), summary
+    return params, summary
 
 
 def _loop(
@@ -176,15 +177,17 @@ def _loop(
     watch = Watch(c, programs.policy) if c.variance_every else None
     for step in range(int(state.step) + 1, c.steps + 1):
         last = step == c.steps
-        rollout = programs.sample(state.params, step)
-        watched = watch(state.params, rollout) if watch and step % c.variance_every == 0 else {}
+        acting = programs.trained.acting(state.params)
+        rollout = programs.sample(acting, step)
+        watched = watch(acting, rollout) if watch and step % c.variance_every == 0 else {}
+        del acting  # merged weights would take their room through the update
         state, metrics, credit = programs.learn(state, anchor, rollout)
         if blocking:
             jax.block_until_ready(state)
         sample = (rollout, credit) if step % c.samples_every == 0 or step in (1, c.steps) else None
         journal.put(step, metrics, sample, watched)
         if step % c.eval_every == 0 or last:
-            journal.evaluate(evaluator, state.params, step)
+            journal.evaluate(evaluator, programs.trained.acting(state.params), step)
         if step % c.checkpoint_every == 0 or last or stop.requested:
             # Rows first: a checkpoint must never know a step that the log does not.
             journal.flush()

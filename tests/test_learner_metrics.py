@@ -69,7 +69,7 @@ def test_metrics_of_an_update_against_numpy(learned):
     ratio = np.exp(logp - r.behaviour_logp)
     a = np.asarray(credit)[..., None] * where
     log_ratio = anchor - logp
-    gap = np.abs(logp - r.policy_logp)[where]
+    gap, weight = np.abs(logp - r.policy_logp)[where], np.exp(logp - r.policy_logp)[where]
     expected = {
         "entropy": entropy[where].mean(),
         "kl": (np.exp(log_ratio) - 1 - log_ratio)[where].mean(),
@@ -77,6 +77,8 @@ def test_metrics_of_an_update_against_numpy(learned):
         "clip_ratio/high": ((ratio > 1.2) & (a > 0))[where].mean(),
         "sampling/logp_difference_mean": gap.mean(),
         "sampling/logp_difference_max": gap.max(),
+        "sampling/weight_mean": weight.mean(),
+        "sampling/weight_max": weight.max(),
         "learning_rate": 0.125,
     }
     assert expected["clip_ratio/low"] > 0

@@ -264,6 +264,7 @@ def test_the_overview(pair):
     assert overview(read_runs(pair)[0]) == {
         "steps": "6",
         "answer tokens": "600",
+        "parameters trained": "",
         "time of the steps": "3.0 min",
         "reward, last tenth": "1.000",
         "held-out accuracy": "50.0% (38.1% to 61.9%)",

@@ -11,6 +11,7 @@ import numpy as np
 from jaxrl_llm.policies.config import DecoderConfig
 from jaxrl_llm.policies.logp import answer_logp
 from jaxrl_llm.policies.policy import Policy, Prefix
+from jaxrl_llm.policies.readout import Head
 from jaxrl_llm.types import Rollout
 
 SMALL = DecoderConfig(layers=2, width=16, heads=4, kv_heads=2, head_size=8, mlp_width=32)
@@ -60,8 +61,8 @@ class Bigram(Policy):
     def step(self, params, prefix, cache, token, column, read=None):
         return self.logits(params, params["table"][token][:, :, None])[:, :, 0], cache
 
-    def head(self, params):
-        return params["head"]
+    def head(self, params, hidden):
+        return Head(hidden, params["head"])
 
 
 def bigram(vocab: int = VOCAB, seed: int = 0):

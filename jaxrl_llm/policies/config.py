@@ -5,6 +5,10 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from jaxrl_llm.spec import nearest
+
+LINEARS = ("query", "key", "value", "out", "gate", "up", "down")  # of every layer
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope:
@@ -91,6 +95,45 @@ class DecoderConfig:
     def dtype(self) -> jnp.dtype:
         """Type of activations."""
         return jnp.dtype(jnp.bfloat16 if self.bfloat16 else jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Adapters x W + (alpha/rank) (x A) B on linear maps, W frozen (Hu et al., 2021, arXiv 2106.09685)."""
+
+    rank: int = 0  # columns of A and rows of B; 0: no adapters, all parameters are trained
+    alpha: float = 16.0  # the product of A and B counts alpha/rank times
+    targets: tuple[str, ...] = LINEARS  # linear maps that have adapters; `head` too where it is not the embedding
+    merged: bool = True  # sample from W + (alpha/rank) A B, made anew each step: faster, one more copy of the targets
+
+    def __post_init__(self):
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 0:
+            raise ValueError(f"lora.rank must be 1 or more, or 0 for none, not {self.rank!r}")
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError(f"lora.alpha must be a finite number above 0, not {self.alpha}")
+        for name in self.targets:
+            if name not in (*LINEARS, "head"):
+                raise ValueError(f"lora.targets: there is no linear map {name!r}{nearest(name, [*LINEARS, 'head'])}")
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError(f"lora.targets must name each linear map once and one at least, not {list(self.targets)}")
+
+    @property
+    def scale(self) -> float:
+        """alpha/rank; only where there are adapters."""
+        return self.alpha / self.rank
+
+    def check(self, config: DecoderConfig) -> None:
+        """Raise ValueError for a target that a decoder does not have."""
+        if self.rank and "head" in self.targets and config.tied:
+            raise ValueError(
+                f"lora.targets: the head of a tied model is its embedding and takes no adapter (choices: "
+                f"{', '.join(LINEARS)})"
+            )
+
+
+def read_lora(**values: Any) -> Lora:
+    """The inverse of `dataclasses.asdict`, from JSON."""
+    return Lora(**values | {"targets": tuple(values.get("targets", LINEARS))})
 
 
 def read_decoder(**values: Any) -> DecoderConfig:

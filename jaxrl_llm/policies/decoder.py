@@ -109,11 +109,21 @@ def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[st
 def _heads(module: Block, name: str, heads: int, axis: str, h: Float[Array, "P G S E"]) -> Float[Array, "P G S H D"]:
     c = module.config
     out = jnp.einsum("pgse,ehd->pgshd", h, _weight(module, name, (c.width, heads, c.head_size), HEADS[axis], c.width))
+    out = _adapted(module, name, h, out)
     if c.qkv_bias:
         init = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head"))
         bias = module.param(f"{name}_bias", init, (heads, c.head_size), jnp.float32).astype(c.dtype)
         out = out + bias[None, None, None, :, :]
     return out
+
+
+def _adapted(module: nn.Module, name: str, h: Array, out: Array) -> Array:
+    """h W + (h A) B where the linear map W has an adapter in the collection `lora`; B is scaled already."""
+    if not module.has_variable("lora", name):
+        return out
+    pair = module.get_variable("lora", name)
+    a, b = (pair[each].astype(module.config.dtype) for each in ("a", "b"))
+    return out + jnp.tensordot(jnp.tensordot(h, a, a.ndim - 1), b, 1)
 
 
 HEADS = {axis: ("embed", axis, "head") for axis in ("heads", "kv_heads")}
@@ -146,7 +156,7 @@ def _attention(module: Block, normed, h, cache, per_layer, places: Places):
         a = attend_by(c.attention, q, *seen, scale=scale)
     else:
         a = attend(q, *seen, scale=scale, cap=c.attention_cap)
-    return jnp.einsum("pgshd,hde->pgse", a, wo), cache, emitted
+    return _adapted(module, "out", a, jnp.einsum("pgshd,hde->pgse", a, wo)), cache, emitted
 
 
 def _columns(x: Float[Array, "N P G T Hk D"], layer: Int[Array, ""], read: int) -> Float[Array, "P G R Hk D"]:
@@ -167,8 +177,9 @@ def _mlp(module: Block, h: Float[Array, "P G S E"]) -> Float[Array, "P G S E"]:
     c = module.config
     gate, up = (_weight(module, name, (c.width, c.mlp_width), ("embed", "mlp"), c.width) for name in ("gate", "up"))
     down = _weight(module, "down", (c.mlp_width, c.width), ("mlp", "embed"), c.mlp_width)
-    active = nn.silu(h @ gate) if c.activation == "silu" else nn.gelu(h @ gate, approximate=True)
-    return (active * (h @ up)) @ down
+    gated, open_ = _adapted(module, "gate", h, h @ gate), _adapted(module, "up", h, h @ up)
+    inner = (nn.silu(gated) if c.activation == "silu" else nn.gelu(gated, approximate=True)) * open_
+    return _adapted(module, "down", inner, inner @ down)
 
 
 class Decoder(nn.Module):
@@ -185,7 +196,7 @@ class Decoder(nn.Module):
             self.head = self.param("head", embed, (self.vocab_size, c.width), jnp.float32)
         scanned = nn.scan(
             nn.remat(Block, prevent_cse=False),
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=c.layers,
@@ -199,14 +210,22 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "P G S E"], Past]:
         """Hidden states, and the keys and values of these tokens: the updated cache, or fresh ones without a cache."""
         c = self.config
-        x = jnp.take(self.embedding, token, axis=0).astype(c.dtype)
-        if c.scaled_embedding:
-            x = x * jnp.asarray(c.width**0.5, c.dtype)
         local = jnp.asarray(np.array(c.windowed or (False,) * c.layers))
-        (x, cache), emitted = self.blocks((x, cache), (jnp.arange(c.layers), local, prefix), places)
+        blocks = (jnp.arange(c.layers), local, prefix)
+        (x, cache), emitted = self.blocks((self.embed(token), cache), blocks, places)
         past = cache if cache is not None else Past(key=emitted[0], value=emitted[1])
         return self.final_norm(x), past
 
     def output_table(self) -> Float[Array, "V E"]:
         """What final hidden states are multiplied with: the embedding where it is tied."""
         return self.embedding if self.config.tied else self.head
+
+    def embed(self, token: Int[Array, "P G S"]) -> Float[Array, "P G S E"]:
+        """What enters the first layer."""
+        c = self.config
+        x = jnp.take(self.embedding, token, axis=0).astype(c.dtype)
+        return x * jnp.asarray(c.width**0.5, c.dtype) if c.scaled_embedding else x
+
+    def finish(self, x: Float[Array, "P G S E"]) -> Float[Array, "P G S E"]:
+        """Hidden states from what leaves the last layer."""
+        return self.final_norm(x)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrl_llm.policies.policy import Params, Policy
-from jaxrl_llm.policies.readout import Head, read
+from jaxrl_llm.policies.readout import read
 from jaxrl_llm.types import pytree
 
 
@@ -84,6 +84,6 @@ def packed_logp(
 ) -> tuple[Float[Array, "P G T"], Float[Array, "P G T"]]:
     """As `answer_logp`: log π(token) and entropy, in nats and 0 off `acted`."""
     hidden = policy.score_rows(params, packed.token, packed.segment, packed.position)
-    out = read(policy.config.logit_cap, Head(hidden, policy.head(params)), packed.target, None)
+    out = read(policy.config.logit_cap, policy.head(params, hidden), packed.target, None)
     logp, entropy = (jnp.where(acted, x[packed.row, packed.column], 0) for x in (out.logp, out.entropy))
     return logp, entropy

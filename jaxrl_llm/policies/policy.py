@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxrl_llm.policies.config import DecoderConfig
-from jaxrl_llm.policies.decoder import Decoder, Past, places_of
+from jaxrl_llm.policies.decoder import Decoder, Past, Places, places_of
 from jaxrl_llm.policies.readout import Head, logits_of
 from jaxrl_llm.types import pytree
 
@@ -23,11 +23,26 @@ Params = Any
 @pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """A prompt up to its last token: keys and values [N P L-1 Hk D], which columns are real, and that last token."""
+    """A prompt up to its last token: keys and values [N P L-1 Hk D], which columns are real, and that last token.
 
-    past: Past
+    Of a policy that is unrolled for decoding, `past` has an entry a layer, of N = 1.
+    """
+
+    past: Past | tuple[Past, ...]
     mask: Bool[Array, "P L1"]
     last: Int[Array, " P"]
+
+
+@pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """Parameters with adapters beside them, to be given to a policy as its parameters.
+
+    low_rank  {"blocks": {linear map: {"a": A, "b": B}}}, layers stacked, B times alpha/rank; likewise "head"
+    """
+
+    trunk: Params
+    low_rank: Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +55,11 @@ class Policy:
     @property
     def _module(self) -> Decoder:
         return Decoder(self.config, self.vocab_size)
+
+    def _variables(self, params: Params) -> dict[str, Params]:
+        if isinstance(params, Adapted):
+            return {"params": params.trunk, "lora": params.low_rank}
+        return {"params": params}
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters, each boxed with its logical axis names; `flax.linen.unbox` gives the plain pytree."""
@@ -67,7 +87,7 @@ class Policy:
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None, :, :]
         own, nothing = (position, causal & real[:, None, None, :]), jnp.zeros((len(prompt), 0), bool)
         places = places_of(self.config, position, own, nothing)
-        _, past = self._module.apply({"params": params}, token, places, self._empty_prefix(len(prompt), 0))
+        _, past = self._module.apply(self._variables(params), token, places, self._empty_prefix(len(prompt), 0))
         past = jax.tree.map(lambda x: x[:, :, 0], past)
         return Prefix(past=past, mask=real, last=prompt[:, -1])
 
@@ -79,7 +99,7 @@ class Policy:
         causal = jnp.tril(jnp.ones((t, t), bool))[None, None, :, :]
         position = _length(prefix)[:, None, None] + jnp.arange(t)[None, None, :]
         places = places_of(self.config, position, (position, causal), prefix.mask)
-        hidden, _ = self._module.apply({"params": params}, token, places, prefix.past)
+        hidden, _ = self._module.apply(self._variables(params), token, places, prefix.past)
         return hidden
 
     def score_rows(
@@ -94,7 +114,9 @@ class Policy:
         seen = (segment[:, :, None] == segment[:, None, :]) & jnp.tril(jnp.ones((columns, columns), bool))[None]
         own = (position[:, None, :], seen[:, None, :, :])
         places = places_of(self.config, position[:, None, :], own, jnp.zeros((len(token), 0), bool))
-        hidden, _ = self._module.apply({"params": params}, token[:, None, :], places, self._empty_prefix(len(token), 0))
+        hidden, _ = self._module.apply(
+            self._variables(params), token[:, None, :], places, self._empty_prefix(len(token), 0)
+        )
         return hidden[:, 0]
 
     def step(
@@ -110,26 +132,46 @@ class Policy:
 
         read  how many columns are looked at, more than `column`; None: all
         """
-        length = cache.key.shape[3] if read is None else read
-        seen = (jnp.arange(length) <= column)[None, None, None, :]
-        before = _length(prefix)[:, None, None]
-        own = (before + jnp.arange(length)[None, None, :], seen)
-        places = places_of(self.config, before + column, own, prefix.mask, column)
-        hidden, cache = self._module.apply({"params": params}, token[..., None], places, prefix.past, cache)
+        places = self.places(prefix, column, cache.key.shape[3] if read is None else read)
+        hidden, cache = self._module.apply(self._variables(params), token[..., None], places, prefix.past, cache)
         return self.logits(params, hidden)[:, :, 0], cache
 
-    def head(self, params: Params) -> Float[Array, "V E"]:
-        """The table whose rows give the logits of hidden states, one a token of the vocabulary."""
-        return self._module.apply({"params": params}, method=Decoder.output_table)
+    def head(self, params: Params, hidden: Float[Array, "*B E"]) -> Head:
+        """Hidden states and the table whose rows give their logits, one a token of the vocabulary.
+
+        An adapter widens both: h W + (h A) B is [h, h A] on [W; B].
+        """
+        variables = self._variables(params)
+        table = self._module.apply(variables, method=Decoder.output_table)
+        pair = variables.get("lora", {}).get("head")
+        if pair is None:
+            return Head(hidden, table)
+        a, b = (pair[name].astype(hidden.dtype) for name in ("a", "b"))
+        return Head(
+            jnp.concatenate([hidden, hidden @ a], axis=-1), jnp.concatenate([table.astype(hidden.dtype), b.T], axis=-1)
+        )
+
+    def places(self, prefix: Prefix, column: Int[Array, ""], read: int) -> Places:
+        """Of one token in `column` of the answers, where `read` columns are looked at."""
+        seen = (jnp.arange(read) <= column)[None, None, None, :]
+        before = _length(prefix)[:, None, None]
+        own = (before + jnp.arange(read)[None, None, :], seen)
+        return places_of(self.config, before + column, own, prefix.mask, column)
 
     def logits(self, params: Params, hidden: Float[Array, "P G S E"]) -> Float[Array, "P G S V"]:
         """Logits of hidden states, float32."""
-        return logits_of(Head(hidden, self.head(params)), self.config.logit_cap)
+        return logits_of(self.head(params, hidden), self.config.logit_cap)
 
     def parameter_count(self) -> int:
         """Number of parameters."""
         shapes = nn.unbox(jax.eval_shape(self.init, jax.random.key(0)))
         return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def in_bfloat16(policy: Policy, params: Params) -> tuple[Policy, Params]:
+    """The same policy with parameters, keys, values and activations of half the bytes; logits stay float32."""
+    config = dataclasses.replace(policy.config, bfloat16=True)
+    return dataclasses.replace(policy, config=config), jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
 
 
 def _length(prefix: Prefix) -> Int[Array, " P"]:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from jaxrl_llm import random
 from jaxrl_llm.policies.decoder import Past
 from jaxrl_llm.policies.policy import Params, Policy, Prefix
+from jaxrl_llm.policies.unrolled import Unrolled, for_decoding
 from jaxrl_llm.rollouts.sampling import SamplingRules, draw
 from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.types import pytree
@@ -42,13 +43,13 @@ class Batch(NamedTuple):
     token: Int[Array, "P G"]
     match: Int[Array, "P G"]  # state of the stop strings
     answers: Answers
-    cache: Past
+    cache: Past | tuple[Past, ...]
 
 
 class Sampler(NamedTuple):
     """All that does not depend on the batch."""
 
-    policy: Policy
+    policy: Policy | Unrolled
     params: Params
     rules: SamplingRules
     stopping: Stopping
@@ -72,7 +73,7 @@ def generate(
     copy. An answer depends on its own key, prompt and limit alone.
     """
     p, g = keys.shape
-    prefix = policy.prefill(params, prompt, prompt_mask)
+    decoder, params, prefix = for_decoding(policy, params, policy.prefill(params, prompt, prompt_mask))
     nothing = jnp.zeros((p, g, stopping.length), jnp.float32)
     answers = Answers(
         answer=jnp.full((p, g, stopping.length), stopping.pad, jnp.int32),
@@ -88,9 +89,9 @@ def generate(
         token=jnp.broadcast_to(prefix.last[:, None], (p, g)),
         match=jnp.zeros((p, g), jnp.int32),
         answers=answers,
-        cache=policy.empty_cache(p, g, stopping.length),
+        cache=decoder.empty_cache(p, g, stopping.length),
     )
-    return _decode(Sampler(policy, params, rules, stopping), batch, jnp.zeros((), jnp.int32), 0)
+    return _decode(Sampler(decoder, params, rules, stopping), batch, jnp.zeros((), jnp.int32), 0)
 
 
 def _decode(sampler: Sampler, batch: Batch, t: Int[Array, ""], halved: int) -> Answers:

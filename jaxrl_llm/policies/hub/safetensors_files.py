@@ -19,12 +19,15 @@ FILE_BYTES = 4 * 2**30  # of one file, when written
 class SafetensorsFolder:
     """Reads parts of tensors where they lie. Files stay open until `close`, or the end of a `with`."""
 
-    def __init__(self, folder: pathlib.Path):
-        """Raises OSError where no file is, ValueError for one that is damaged; the message names the file."""
+    def __init__(self, folder: pathlib.Path, single: str = SINGLE):
+        """`single` is the file, where it is one.
+
+        Raises OSError where no file is, ValueError for one that is damaged; the message names the file.
+        """
         self.folder, self._open = folder, {}
-        self._where = _index(folder)
+        self._where = _index(folder) if single == SINGLE else {}
         found: dict[str, pathlib.Path] = {}
-        for file in sorted(set(self._where.values())) if self._where else [folder / SINGLE]:
+        for file in sorted(set(self._where.values())) if self._where else [folder / single]:
             handle = self._handle(file)
             found |= dict.fromkeys(handle.keys(), file)
         if self._where:
