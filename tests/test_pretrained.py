@@ -94,7 +94,7 @@ def test_what_is_exported_is_a_model_to_start_from(config, finished, tmp_path):
         ({"pretrained": "nowhere"}, "no model folder or .gguf file 'nowhere'"),
         ({"pretrained": "nowhere.gguf"}, "no model folder or .gguf file 'nowhere.gguf'"),
         ({"pretrained": "no-such/model"}, "no-such/model is no folder here and cannot be downloaded"),
-        ({"model": DecoderConfig(layers=7)}, "only model.bfloat16 may be set"),
+        ({"model": DecoderConfig(layers=7)}, "only bfloat16, recompute, attention may be set"),
         ({"warmup": WarmUp(max_steps=1), "task": "rows:{table},tokenizer=nothing"}, "no tokenizer 'nothing'"),
     ],
 )
