@@ -1,7 +1,7 @@
 """The decoder of all families: Llama, Qwen 2 and 3, Gemma 2 and 3 differ by their `DecoderConfig`.
 
-Tokens have axes [P G S]: a prompt is [P 1 L], the answers of its group [P G T]. Layers are one scanned, rematerialised
-block; every parameter names its logical axes, from which `sharding` derives where it lives.
+Tokens have axes [P G S]: a prompt is [P 1 L], the answers of its group [P G T]. Layers are one scanned block, by
+default rematerialised; every parameter names its logical axes, from which `sharding` derives where it lives.
 """
 
 import dataclasses
@@ -197,7 +197,7 @@ class Decoder(nn.Module):
         if not c.tied:
             self.head = self.param("head", embed, (self.vocab_size, c.width), jnp.float32)
         scanned = nn.scan(
-            nn.remat(Block, prevent_cse=False),
+            nn.remat(Block, prevent_cse=False) if c.recompute else Block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
