@@ -26,6 +26,7 @@ from jaxrl_llm.config import Config, ConfigError, WarmUp
 from jaxrl_llm.evaluate import Evaluator, best_constant, right
 from jaxrl_llm.inspect_run import load_run
 from jaxrl_llm.metrics import read_metrics
+from jaxrl_llm.policies.config import Lora
 from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.report_plots import PALETTE
@@ -36,7 +37,7 @@ from jaxrl_llm.train import train
 NAME = "smollm2_arithmetic"
 QUESTION = "Does RL at least double the held-out sampled accuracy of SmolLM2-135M within an hour on two CPU cores?"
 CLAIM = "It does, on problems that were held out, and ends above the best constant answer (a target of this library)."
-TASK = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1,size=128,heldout=48"
+TASK = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1,size=148,heldout=48"
 TASK += ",template=qa,shots=4,answer_length=6"
 MINUTES = 60
 SAMPLES = 32  # answers to each held-out problem, before and after
@@ -56,6 +57,7 @@ class Settings:
     learning_rate: float = 1e-5  # of AdamW, at its peak
     accumulation: int = 1  # micro-batches per update: less memory, the same numbers
     bfloat16: bool = False  # compute in bfloat16: for GPU and TPU
+    lora_rank: int = 0  # of adapters on all linear maps; 0: all parameters are trained
     seeds: tuple[int, ...] = (0, 1)  # a run each
     smoke: bool = False  # two steps, to see that everything runs
     out: pathlib.Path | None = None  # folder of the answer; default: experiments/results/smollm2_arithmetic
@@ -70,6 +72,7 @@ class Settings:
             **{"schedule": f"constant,warmup={min(5, steps)}", "measure_kl": False, "warmup": WarmUp(max_steps=0)},
             **{"eval_every": max(1, steps // 12), "eval_samples": 8, "eval_batch": 64, "checkpoint_every": steps},
             keep_checkpoints=1,
+            lora=Lora(rank=self.lora_rank),
         )
         model = dataclasses.replace(config.model, bfloat16=self.bfloat16)
         return dataclasses.replace(config, model=model)
