@@ -76,6 +76,8 @@ def llama(source: pathlib.Path, folder: pathlib.Path, prompt: np.ndarray, tokens
     if not path.exists():
         in_float32(source, path)
     count, length = prompt.shape
+    silent = lib.llama_log_callback(lambda level, text, user: None)
+    lib.llama_log_set(silent, lib.ctypes.c_void_p(0))
     lib.llama_backend_init()
     model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
     options = lib.llama_context_default_params()
@@ -101,7 +103,7 @@ def llama(source: pathlib.Path, folder: pathlib.Path, prompt: np.ndarray, tokens
         logits = np.ctypeslib.as_array(lib.llama_get_logits(context), shape=(count, width))
         return np.argmax(logits, axis=-1)
 
-    def work() -> np.ndarray:
+    def work(_kept=silent) -> np.ndarray:  # whoever may still call it must not be collected
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
         found = [decode(prompt, 0)]
         for t in range(tokens - 1):
