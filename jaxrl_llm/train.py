@@ -19,6 +19,7 @@ from jaxrl_llm.metrics import MetricsLog, read_metrics
 from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.report import write_report
+from jaxrl_llm.rollouts.sampler import Sampler
 from jaxrl_llm.runs import (
     check_folder,
     read_attempts,
@@ -55,17 +56,18 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     console: Console | None = None,
+    sampler: Sampler | None = None,
 ) -> Result:
     """Run a configuration from warm-up to report; everything stands in the folder `out` (default: runs/...).
 
-    With `resume` the run in that folder goes on from its newest checkpoint and ends in the same numbers as if it had
-    never stopped. SIGINT and SIGTERM end the run after the step, with a checkpoint.
+    With `resume` the run in that folder goes on from its newest checkpoint, with the numbers of one that never stopped.
+    A `sampler` draws answers of training elsewhere. SIGINT and SIGTERM end the run after the step, with a checkpoint.
 
     Raises ConfigError or RunError before anything is compiled, NonFiniteError after `max_nonfinite` refused updates in
     a row (the site named, the parameters of the last good update saved), StoppedError when asked to stop.
     """
     folder = check_folder(config, out, resume)
-    programs = Programs(config)
+    programs = Programs(config, sampler=sampler)
     if not resume:
         write_config(folder, config)
     evaluator = Evaluator(

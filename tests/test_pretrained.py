@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from jaxrl_llm.export import export_run
 from jaxrl_llm.inspect_run import load_run
 from jaxrl_llm.metrics import RunError
 from jaxrl_llm.policies.config import DecoderConfig
-from jaxrl_llm.policies.hub.load import load_folder
+from jaxrl_llm.policies.hub.load import load_folder, read_hub, save_folder
+from jaxrl_llm.policies.policy import Policy
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.runs import read_config
 from jaxrl_llm.sharding import state_shardings
@@ -94,7 +96,7 @@ def test_what_is_exported_is_a_model_to_start_from(config, finished, tmp_path):
         ({"pretrained": "nowhere"}, "no model folder or .gguf file 'nowhere'"),
         ({"pretrained": "nowhere.gguf"}, "no model folder or .gguf file 'nowhere.gguf'"),
         ({"pretrained": "no-such/model"}, "no-such/model is no folder here and cannot be downloaded"),
-        ({"model": DecoderConfig(layers=7)}, "only model.bfloat16 may be set"),
+        ({"model": DecoderConfig(layers=7)}, "only bfloat16, recompute, attention may be set"),
         ({"warmup": WarmUp(max_steps=1), "task": "rows:{table},tokenizer=nothing"}, "no tokenizer 'nothing'"),
     ],
 )
@@ -116,3 +118,12 @@ def test_bfloat16_may_be_asked_for(config):
     wide = dataclasses.replace(config, model=dataclasses.replace(config.model, bfloat16=True))
     assert wide.model.bfloat16
     assert Config.from_json(wide.to_json()).model == wide.model
+
+
+def test_how_a_model_is_computed_may_be_asked_for_and_is_not_part_of_what_is_exported(config, model, tmp_path):
+    asked = dataclasses.replace(config, model=DecoderConfig(recompute=False), task=config.task)
+    assert asked.model == dataclasses.replace(config.model, recompute=False)
+    hub = dataclasses.replace(read_hub(model), config=asked.model)
+    params = nn.unbox(Policy(hub.config, hub.vocab_size).init(jax.random.key(0)))
+    save_folder(tmp_path, hub, params)
+    assert read_hub(tmp_path).config == config.model

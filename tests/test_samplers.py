@@ -1,17 +1,23 @@
 """A run whose answers come from elsewhere: the same rollout from the same answers, and none from a lost one."""
 
 import copy
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from stub_server import Stub, reply, serving
 
 from jaxrl_llm.config import Config, WarmUp
+from jaxrl_llm.metrics import read_metrics
 from jaxrl_llm.programs import Programs
+from jaxrl_llm.rollouts.completions import Server
 from jaxrl_llm.rollouts.generate import Answers
+from jaxrl_llm.rollouts.openai_sampler import OpenAISampler, Patience
 from jaxrl_llm.rollouts.sampler import on_device
+from jaxrl_llm.train import train
 
 CONFIG = Config(
     **{"task": "addition,digits=1,terms=2", "recipe": "rloo", "prompts_per_step": 8, "answers_per_prompt": 2},
@@ -55,3 +61,26 @@ def test_a_lost_answer_is_invalid_whatever_a_grader_says(programs):
     assert told["stopping"].length == task.answer_length
     assert np.argwhere(~np.asarray(rollout.valid)).tolist() == [[3, 1]]
     same(rollout.version, np.zeros((8, 2), np.int32))
+
+
+@pytest.mark.long
+def test_a_run_trains_on_answers_of_a_server_and_loses_some(tmp_path):
+    """The server answers at random, and one prompt never: its answers are invalid, and the run ends all the same."""
+    vocab = CONFIG.task.tokenizer.vocab_size
+
+    def behave(body, path, tries):
+        draw = np.random.default_rng(body["seed"])
+        size = int(draw.integers(1, body["max_tokens"]))
+        ids = [*draw.integers(3, vocab, size - 1).tolist(), *body["stop_token_ids"]]
+        return (503, {}) if body["seed"] % 5 == 0 else (200, reply(body, ids, [-1.0] * len(ids)))
+
+    with serving(Stub(behave)) as url:
+        patience = Patience(seconds=5.0, tries=2, wait=0.01, together=8)
+        sampler = OpenAISampler(Server(url=url, model="m"), vocab, patience=patience)
+        config = dataclasses.replace(CONFIG, eval_problems=8, eval_samples=1)
+        train(config, tmp_path / "run", quiet=True, sampler=sampler)
+    log = read_metrics(tmp_path / "run")
+    assert sampler.counts["failed"] > 0
+    lost = sum(share * 16 for share in log["invalid_ratio"][1])
+    assert round(lost) == sampler.counts["failed"]
+    assert log["sampling/logp_difference_max"][1][0] > 0.1, "the server is another policy, and it is seen"

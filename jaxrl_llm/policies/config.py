@@ -34,6 +34,9 @@ class Rope:
             )
 
 
+WAYS = ("bfloat16", "recompute", "attention")  # fields that say how a decoder is computed, and not which it is
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """Shape of a decoder. The default has about one million parameters; what is off by default some families have."""
@@ -60,6 +63,7 @@ class DecoderConfig:
     window: int = 0  # positions that a windowed layer sees, its own included
     windowed: tuple[bool, ...] = ()  # which layers have a window; empty: none
     local_rope_base: float = 0.0  # plain rotary positions of windowed layers; 0: as in the others (Gemma 3)
+    recompute: bool = True  # activations are computed again in the backward pass: much less memory, a third more work
     attention: Literal["xla", "cudnn"] = "xla"  # what computes it; cudnn: flash attention of NVIDIA GPUs, in bfloat16
 
     def __post_init__(self):
@@ -90,6 +94,10 @@ class DecoderConfig:
         ):
             if not value:
                 raise ValueError(f"attention=cudnn needs {name} {needed}; it is {getattr(self, name)} (or take xla)")
+
+    def computed_as(self, other: "DecoderConfig") -> "DecoderConfig":
+        """This decoder, computed in the way of another."""
+        return dataclasses.replace(self, **{name: getattr(other, name) for name in WAYS})
 
     @property
     def dtype(self) -> jnp.dtype:

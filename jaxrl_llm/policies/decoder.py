@@ -1,7 +1,7 @@
 """The decoder of all families: Llama, Qwen 2 and 3, Gemma 2 and 3 differ by their `DecoderConfig`.
 
-Tokens have axes [P G S]: a prompt is [P 1 L], the answers of its group [P G T]. Layers are one scanned, rematerialised
-block; every parameter names its logical axes, from which `sharding` derives where it lives.
+Tokens have axes [P G S]: a prompt is [P 1 L], the answers of its group [P G T]. Layers are one scanned block, by
+default rematerialised; every parameter names its logical axes, from which `sharding` derives where it lives.
 """
 
 import dataclasses
@@ -156,7 +156,9 @@ def _attention(module: Block, normed, h, cache, per_layer, places: Places):
         a = attend_by(c.attention, q, *seen, scale=scale)
     else:
         a = attend(q, *seen, scale=scale, cap=c.attention_cap)
-    return _adapted(module, "out", a, jnp.einsum("pgshd,hde->pgse", a, wo)), cache, emitted
+    # As one matrix: XLA on CPU copies the weights, transposed, for a contraction over two axes, every time.
+    out = a.reshape(*a.shape[:3], -1) @ wo.reshape(-1, c.width)
+    return _adapted(module, "out", a, out), cache, emitted
 
 
 def _columns(x: Float[Array, "N P G T Hk D"], layer: Int[Array, ""], read: int) -> Float[Array, "P G R Hk D"]:
@@ -195,7 +197,7 @@ class Decoder(nn.Module):
         if not c.tied:
             self.head = self.param("head", embed, (self.vocab_size, c.width), jnp.float32)
         scanned = nn.scan(
-            nn.remat(Block, prevent_cse=False),
+            nn.remat(Block, prevent_cse=False) if c.recompute else Block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),

@@ -4,6 +4,10 @@ Columns of the cache are read up to the end of their bucket, and once at most ha
 in a batch of half the size. The whole stays one program: there is a loop for each size and bucket, and those that
 have nothing to do end at once. Nothing of this changes a sample: the token at position t is drawn with the answer's
 key folded with t.
+
+Single answers go on, each with a copy of its prompt, and not whole groups, which would still share theirs: a group is
+done when its last answer is. Simulated at log-normal lengths (sigma 0.8, median a fifth of T), 64 prompts x 8 answers,
+prompts of 200 tokens: 0.36 of the rows and 0.24 of the cache reads of a batch that stays whole, against 0.77 and 0.62.
 """
 
 import dataclasses

@@ -11,6 +11,7 @@ import tiny
 from plain_decoder import plain_answer_logits, plain_logp
 
 from jaxrl_llm.policies.config import DecoderConfig, Rope
+from jaxrl_llm.policies.logp import answer_logp
 from jaxrl_llm.policies.policy import Policy
 from jaxrl_llm.sharding import RULES
 from jaxrl_llm.tasks import addition
@@ -182,3 +183,15 @@ def test_heads_that_cannot_be_grouped_and_halves_that_do_not_exist_are_refused()
         DecoderConfig(heads=6, kv_heads=4)
     with pytest.raises(ValueError, match=r"^head_size must be even, not 7"):
         DecoderConfig(head_size=7)
+
+
+def test_activations_kept_or_computed_again_give_the_same_gradient():
+    policy, params = tiny.decoder()
+    other = Policy(dataclasses.replace(policy.config, recompute=False), policy.vocab_size)
+    prompt, mask = tiny.prompts((2, 4), 4)
+    answer, acted = jnp.ones((2, 3, 5), jnp.int32), jnp.ones((2, 3, 5), bool)
+
+    def gradient(policy):
+        return tiny.jit(jax.grad(lambda p: answer_logp(policy, p, prompt, mask, answer, acted)[0].sum()))(params)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient(policy), gradient(other))

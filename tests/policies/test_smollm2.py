@@ -100,7 +100,7 @@ def test_greedy_text_is_that_of_transformers(loaded, prompts):
     (hub, params, folder), (tokenizer, asked) = loaded, prompts
     found = ours(hub, params, tokenizer, asked)
     model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    options = {"do_sample": False, "max_new_tokens": TOKENS, "eos_token_id": tokenizer.eos, "pad_token_id": 0}
+    options = {"do_sample": False, "max_new_tokens": TOKENS, "eos_token_id": list(tokenizer.stops), "pad_token_id": 0}
     for number, ids in enumerate(asked):
         with torch.no_grad():
             theirs = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), **options)

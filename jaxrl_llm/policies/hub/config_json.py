@@ -207,7 +207,7 @@ def write_config(hub: Hub) -> dict[str, Any]:
         fields |= {} if c.windowed else {"sliding_window": None}
     if family == "gemma3_text":
         fields["rope_local_base_freq"] = c.local_rope_base
-    again = dataclasses.replace(read_config(fields).config, bfloat16=c.bfloat16)
+    again = read_config(fields).config.computed_as(c)
     if again != c:
         lost = [f.name for f in dataclasses.fields(c) if getattr(c, f.name) != getattr(again, f.name)]
         raise ValueError(f"a model of family {family} cannot have this {', '.join(lost)}")
