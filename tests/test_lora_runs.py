@@ -2,7 +2,12 @@
 
 import dataclasses
 import functools
+import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -112,9 +117,9 @@ def test_only_adapters_move_and_only_they_have_moments(quick):
 
 
 def test_the_state_is_used_up_and_the_trunk_is_not(quick):
-    programs, _, _, seen = run((1, 1, 1))
+    programs, _, state, seen = run((1, 1, 1))
     trunk = programs.trained.trunk
-    state, reference = programs.begin(trunk)
+    state, reference = jax.tree.map(jnp.copy, state), jax.tree.map(jnp.zeros_like, state.params)
     programs.learn(state, reference, seen[0][1])
     assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.moments)))
     assert not any(x.is_deleted() for x in jax.tree.leaves((reference, trunk)))
@@ -140,7 +145,7 @@ def test_sampling_beside_the_trunk_gives_the_same_tokens(quick):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("recipe", ["vapo", "prime,low=0,high=1", "t1,kl_coefficient=0.1", "oreal"])
+@pytest.mark.parametrize("recipe", ["ppo", "prime,low=0,high=1", "t1,kl_coefficient=0.1"])
 def test_second_networks_and_moving_references_stand_on_the_trunk(recipe, quick):
     programs, before, state, _ = run((1, 1, 1), recipe=recipe)
     assert_same(fetch(programs.trained.trunk), before)
@@ -210,3 +215,25 @@ def test_what_adapters_cannot_do_is_refused():
         config(variance_every=1)
     with pytest.raises(ConfigError, match="head of a tied model"):
         config(lora=Lora(rank=1, targets=("head",)))
+
+
+LEARNS = shlex.split("""
+    --task digit_sort,length=4,heldout=200 --steps 40 --prompts-per-step 16 --answers-per-prompt 8 --schedule constant
+    --learning-rate 1e-3 --eval-every 40 --checkpoint-every 40 --warmup.max-steps 1500 --warmup.check-every 5
+    --warmup.learning-rate 2e-3 --warmup.accuracy 0.45 --model.layers 2 --model.width 64 --model.heads 2
+    --model.kv-heads 1 --model.head-size 32 --model.mlp-width 128 --no-model.tied
+    --lora.rank 8 --lora.targets query key value out gate up down head
+""")
+
+
+@pytest.mark.long
+def test_adapters_learn(tmp_path):
+    """Sampled accuracy on held-out problems from about 9 to about 21 percent in 40 steps, by the command line."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
+    command = [sys.executable, "-m", "jaxrl_llm", "train", *LEARNS, "--quiet", "--out", str(tmp_path / "run")]
+    subprocess.run(command, env=environment, check=True, timeout=500)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    before, after = (summary[when]["eval/pass@1"] for when in ("before", "after"))
+    assert after > 1.5 * before > 0.05
+    assert summary["parameters"]["trained"] < 0.3 * summary["parameters"]["all"]
