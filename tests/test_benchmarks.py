@@ -94,3 +94,10 @@ def test_an_update_is_timed_against_pytorch():
     assert set(found["s"]) == {"ours", "torch"}
     assert all(len(times) == 3 and min(times) > 0 for times in found["s"].values())
     assert found["ratio"] > 0 and found["flop"] > 0  # noqa: PT018
+
+
+@pytest.mark.long
+def test_packing_is_timed_and_counted():
+    found = json.loads(quick("packing").splitlines()[-1])
+    assert found["tokens"]["acted"] < found["tokens"]["packed"] < found["tokens"]["padded"]
+    assert len(found["ratios"]) == 5 and min(found["ratios"]) > 0  # noqa: PT018
