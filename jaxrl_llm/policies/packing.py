@@ -30,8 +30,8 @@ class Packed:
 
 
 def first_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Indices by row: the longest first, each into the first row with room; at most 11/9 of the fewest rows, and 1 more
-    (Johnson, 1973). Raises ValueError where one alone is longer than `capacity`."""
+    """Indices by row: the longest first, each into the first row with room; at most 11/9 of the fewest rows + 6/9
+    (Dósa, 2007). Raises ValueError where one alone is longer than `capacity`."""
     if len(lengths) and max(lengths) > capacity:
         raise ValueError(f"a sequence of {max(lengths)} tokens does not fit rows of {capacity}")
     rows, room = [], np.zeros(len(lengths), int)
