@@ -11,6 +11,7 @@ from test_compiles import compilations
 
 from jaxrl_llm import programs as programs_module
 from jaxrl_llm import recipes, spec
+from jaxrl_llm import trained as trained_module
 from jaxrl_llm.config import Config, WarmUp
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.sharding import MeshShape, by_prompt, fetch, place
@@ -44,7 +45,8 @@ TASK = dataclasses.replace(addition(), grade_fn=coin)
 def small(monkeypatch):
     """The default task around a policy that is a table: what a recipe adds is compiled, a decoder is not."""
     monkeypatch.setattr(jax, "jit", tiny.jit)
-    monkeypatch.setattr(programs_module, "Policy", tiny.Bigram)
+    for module in (programs_module, trained_module):
+        monkeypatch.setattr(module, "Policy", tiny.Bigram)
 
 
 def build(recipe, devices=1, **changes):
