@@ -37,7 +37,7 @@ from jaxrl_llm.train import train
 NAME = "smollm2_arithmetic"
 QUESTION = "Does RL at least double the held-out sampled accuracy of SmolLM2-135M within an hour on two CPU cores?"
 CLAIM = "It does, on problems that were held out, and ends above the best constant answer (a target of this library)."
-TASK = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1,size=148,heldout=48"
+TASK = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1,size=140,heldout=48"
 TASK += ",template=qa,shots=4,answer_length=6"
 MINUTES = 60
 SAMPLES = 32  # answers to each held-out problem, before and after
@@ -51,14 +51,14 @@ class Settings:
     model: str = ""  # a Hugging Face folder, a .gguf file or OWNER/NAME; default: SmolLM2 of the [smollm2] extra
     task: str = TASK  # NAME[,KEY=VALUE...], as in `jaxrl-llm train`
     recipe: str = "rloo"  # NAME[,KEY=VALUE...]
-    steps: int = 80  # policy-gradient steps of each run
+    steps: int = 50  # policy-gradient steps of each run
     prompts_per_step: int = 16  # P
     answers_per_prompt: int = 8  # G
     learning_rate: float = 1e-5  # of AdamW, at its peak
     accumulation: int = 1  # micro-batches per update: less memory, the same numbers
     bfloat16: bool = False  # compute in bfloat16: for GPU and TPU
     lora_rank: int = 0  # of adapters on all linear maps; 0: all parameters are trained
-    seeds: tuple[int, ...] = (0, 1)  # a run each
+    seeds: tuple[int, ...] = (0,)  # a run each
     smoke: bool = False  # two steps, to see that everything runs
     out: pathlib.Path | None = None  # folder of the answer; default: experiments/results/smollm2_arithmetic
 
@@ -70,7 +70,7 @@ class Settings:
             **{"steps": steps, "prompts_per_step": self.prompts_per_step, "accumulation": self.accumulation},
             **{"answers_per_prompt": self.answers_per_prompt, "learning_rate": self.learning_rate},
             **{"schedule": f"constant,warmup={min(5, steps)}", "measure_kl": False, "warmup": WarmUp(max_steps=0)},
-            **{"eval_every": max(1, steps // 12), "eval_samples": 8, "eval_batch": 64, "checkpoint_every": steps},
+            **{"eval_every": max(1, steps // 10), "eval_samples": 8, "eval_batch": 64, "checkpoint_every": steps},
             keep_checkpoints=1,
             lora=Lora(rank=self.lora_rank),
         )
