@@ -50,7 +50,7 @@ class WarmUp:
 
     accuracy: float = 0.45  # stop once this fraction of held-out problems is solved greedily
     max_steps: int = 2000  # stop here at the latest; 0: no warm-up
-    check_every: int = 10  # steps between two looks at the accuracy
+    check_every: int = 5  # steps between two looks at the accuracy
     batch: int = 128  # solutions per step, or as many as the task has, in equal shares for the devices
     learning_rate: float = 1e-3  # of Adam, constant
 

@@ -195,7 +195,7 @@ class Programs:
 
     def _sample_step(self, params: Params, problems: Problems, step: Int[Array, ""]) -> tuple[Rollout, Any]:
         rows, asked, keys = self._ask_step(problems, step)
-        out = generate(self.policy, params, asked.prompt, asked.prompt_mask, keys, self.config.sampling, self.stopping)
+        out = self._decode(params, asked.prompt, asked.prompt_mask, keys, self.config.sampling)
         return self._told(out, rows, asked, step), asked.truth
 
     def _told(self, out: Answers, rows: Array, asked: Problems, step: Int[Array, ""] | int) -> Rollout:
@@ -213,11 +213,14 @@ class Programs:
 
     def answers(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Rollout:
         """Answers that nobody has graded."""
+        out = self._decode(params, prompt, prompt_mask, keys, rules)
+        return ungraded(out, prompt, prompt_mask, len(self.task.component_names))
+
+    def _decode(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Answers:
         policy = self.policy
         if self.config.sample_in_bfloat16:
             policy, params = in_bfloat16(policy, params)
-        out = generate(policy, params, prompt, prompt_mask, keys, rules, self.stopping)
-        return ungraded(out, prompt, prompt_mask, len(self.task.component_names))
+        return generate(policy, params, prompt, prompt_mask, keys, rules, self.stopping)
 
     @property
     def stopping(self) -> Stopping:

@@ -12,6 +12,7 @@ import tiny
 
 from jaxrl_llm import programs as programs_module
 from jaxrl_llm import recipes
+from jaxrl_llm import trained as trained_module
 from jaxrl_llm.config import Config, ConfigError, WarmUp
 from jaxrl_llm.evaluate import Evaluator, right
 from jaxrl_llm.metrics import RunError
@@ -35,7 +36,8 @@ TASK = dataclasses.replace(addition(digits=1), grade_fn=parity)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(programs_module, "Policy", tiny.Bigram)
+    for module in (programs_module, trained_module):
+        monkeypatch.setattr(module, "Policy", tiny.Bigram)
 
 
 def config(recipe, **changes):

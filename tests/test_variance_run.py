@@ -49,7 +49,7 @@ def test_a_run_logs_a_few_figures_of_each_estimator(run):
     assert all(name.split("/")[1] in meaning(name) for name in names if not name.endswith("cos"))
 
 
-@pytest.mark.parametrize("view", ["pool", "prompts"])
+@pytest.mark.parametrize("view", [pytest.param("pool", marks=pytest.mark.long), "prompts"])
 def test_a_checkpoint_is_compared_and_the_comparison_written(view, run, tmp_path, capsys):
     flags = shlex.split("--estimators rloo dr_grpo,divisor=5 opo --prompts 16 --answers 8 --group-size 4 --sketch 0")
     flags += ["--view", view]

@@ -157,7 +157,8 @@ def _attention(module: Block, normed, h, cache, per_layer, places: Places):
     else:
         a = attend(q, *seen, scale=scale, cap=c.attention_cap)
     # As one matrix: XLA on CPU copies the weights, transposed, for a contraction over two axes, every time.
-    out = a.reshape(*a.shape[:3], -1) @ wo.reshape(-1, c.width)
+    inner = c.heads * c.head_size
+    out = a.reshape(*a.shape[:3], inner) @ wo.reshape(inner, c.width)
     return _adapted(module, "out", a, out), cache, emitted
 
 

@@ -171,7 +171,11 @@ class Policy:
 def in_bfloat16(policy: Policy, params: Params) -> tuple[Policy, Params]:
     """The same policy with parameters, keys, values and activations of half the bytes; logits stay float32."""
     config = dataclasses.replace(policy.config, bfloat16=True)
-    return dataclasses.replace(policy, config=config), jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+
+    def half(x):  # where it widens them again at once, XLA may leave out a cast but not this
+        return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7).astype(jnp.bfloat16)
+
+    return dataclasses.replace(policy, config=config), jax.tree.map(half, params)
 
 
 def _length(prefix: Prefix) -> Int[Array, " P"]:

@@ -175,7 +175,7 @@ def test_a_sketch_of_scores_has_the_inner_products_of_the_scores_on_average():
     assert not np.allclose(got[0], got[1])
 
 
-@pytest.mark.parametrize("mesh", [pytest.param("1x8x1", marks=pytest.mark.slow), "2x2x2"])
+@pytest.mark.parametrize("mesh", [pytest.param("1x8x1", marks=pytest.mark.long), "2x2x2"])
 def test_sharded_sketches_are_the_unsharded_ones(mesh):
     policy, params = tiny.decoder()
     rollout = tiny.ragged(policy, params, prompts_of=8, answers=2, length=3)
@@ -206,7 +206,7 @@ def test_the_numeric_floor_is_rounding_and_scales_with_the_square_of_the_credit(
     assert none == 0
 
 
-@pytest.mark.parametrize(("segments", "answers"), [(1, 4), (2, 1)])
+@pytest.mark.parametrize(("segments", "answers"), [(1, 4), pytest.param(2, 1, marks=pytest.mark.long)])
 def test_scores_that_do_not_fit_together_are_made_block_by_block(segments, answers):
     policy, params, rollout = problem()
     each = 4 * policy.parameter_count() * segments
