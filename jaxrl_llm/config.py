@@ -1,33 +1,17 @@
 """One run as one value, checked before anything is compiled."""
 
 import dataclasses
-import math
 from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from jaxrl_llm import published, recipes, schedules, spec, tasks
-from jaxrl_llm.estimators import estimators_of
-from jaxrl_llm.measurements import MEASURED
+from jaxrl_llm import config_checks, published, recipes, schedules, spec, tasks
+from jaxrl_llm.config_checks import ConfigError
 from jaxrl_llm.policies.config import WAYS, DecoderConfig, Lora, read_decoder, read_lora
 from jaxrl_llm.rollouts.sampling import SamplingRules
 from jaxrl_llm.rollouts.select.plan import Plan
 from jaxrl_llm.sharding import MeshShape
 from jaxrl_llm.types import Task
-from jaxrl_llm.variance.units import LEAST_UNITS
-
-# Entries of `Rollout.extras` that the trainer itself can give.
-GIVEN = (
-    *("noise", "greedy_reward", "token_energy", "energy", "entropy", "duration", "answer_key"),
-    *("drift", "component_influence", "role"),
-)
-
-OPTIMIZERS = ("adamw", "sgd")
-
-
-class ConfigError(ValueError):
-    """A field, or a combination of fields, that cannot be run; the message names it and the nearest valid choice."""
-
 
 T = TypeVar("T")
 
@@ -96,19 +80,19 @@ class Config:
 
     def __post_init__(self):
         # Cheap checks first: a task may take seconds to build.
-        self._check_numbers()
+        config_checks.check_numbers(self)
         hub = self._published() if self.pretrained else None
-        self._check_lora()
+        config_checks.check_lora(self)
         for name, module, cls in (("recipe", recipes, recipes.Recipe), ("schedule", schedules, schedules.Schedule)):
             self._resolve(name, module)
             if not isinstance(getattr(self, name), cls):
                 raise ConfigError(f"{name} must be a {cls.__name__} or its name, not {getattr(self, name)!r}")
-        self._check_recipe()
+        config_checks.check_recipe(self)
         self._resolve("task", tasks)
-        self._check_task()
+        config_checks.check_task(self)
         self._set_vocabulary(hub)
         if self.variance_every:
-            self._check_variance()
+            config_checks.check_variance(self)
 
     def _resolve(self, name: str, module: Any) -> None:
         if isinstance(getattr(self, name), str):
@@ -159,117 +143,6 @@ class Config:
         """How rollouts are sampled."""
         return SamplingRules(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
-    def _check_numbers(self) -> None:
-        at_least(
-            self,
-            **{"prompts_per_step": 1, "answers_per_prompt": 1, "steps": 1, "epochs": 1, "accumulation": 1},
-            **{"eval_every": 1, "eval_problems": 1, "eval_samples": 1, "eval_batch": 1, "checkpoint_every": 1},
-            **{"keep_checkpoints": 1, "samples_every": 1, "variance_every": 0, "max_nonfinite": 1},
-            **{"max_grad_norm": 0, "weight_decay": 0},
-        )
-        at_least(self.warmup, prefix="warmup.", max_steps=0, check_every=1, batch=1)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
-            raise ConfigError(f"seed must be an integer from 0 to 2**31 - 1, not {self.seed!r}")
-        for name, rate in (("learning_rate", self.learning_rate), ("warmup.learning_rate", self.warmup.learning_rate)):
-            if not (math.isfinite(rate) and rate > 0):
-                raise ConfigError(f"{name} must be a finite number above 0, not {rate}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError(f"there is no optimizer {self.optimizer!r}{spec.nearest(self.optimizer, [*OPTIMIZERS])}")
-        if not 0 < self.warmup.accuracy <= 1:
-            raise ConfigError(f"warmup.accuracy must be above 0 and at most 1, not {self.warmup.accuracy}")
-        if not self.temperature > 0:
-            raise ConfigError(
-                f"temperature must be above 0, not {self.temperature}: greedy answers of a group are equal"
-            )
-        try:
-            SamplingRules(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        if self.prompts_per_step % self.accumulation:
-            divisors = [n for n in range(1, self.prompts_per_step + 1) if self.prompts_per_step % n == 0]
-            best = min(divisors, key=lambda n: abs(n - self.accumulation))
-            raise ConfigError(
-                f"accumulation={self.accumulation} must divide prompts_per_step={self.prompts_per_step}: nearest {best}"
-            )
-
-    def _check_lora(self) -> None:
-        try:
-            self.lora.check(self.model)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        if self.lora.rank and self.variance_every:
-            raise ConfigError(
-                "variance_every measures gradients of all parameters, and lora.rank leaves all but adapters as they "
-                "are: set it to 0; `jaxrl-llm variance` takes a checkpoint with its adapters merged"
-            )
-
-    def _check_recipe(self) -> None:
-        traits = self.recipe.advantage.traits
-        name = self.recipe.spec.split(",")[0]
-        if self.answers_per_prompt < traits.minimum_group:
-            raise ConfigError(
-                f"answers_per_prompt={self.answers_per_prompt}: recipe {name} compares the answers of a group and "
-                f"needs at least {traits.minimum_group}"
-            )
-        if self.prompts_per_step < traits.minimum_prompts:
-            raise ConfigError(
-                f"prompts_per_step={self.prompts_per_step}: recipe {name} compares prompts and needs at least "
-                f"{traits.minimum_prompts}"
-            )
-        try:
-            plan = self.plan
-        except ValueError as error:
-            raise ConfigError(f"recipe {name}: {error}") from error
-        if plan is not None and plan.answers is not None and plan.answers < self.answers_per_prompt:
-            raise ConfigError(
-                f"answers_per_prompt={self.answers_per_prompt}: recipe {name} draws {plan.answers} answers to a prompt "
-                f"and keeps some of them"
-            )
-
-    def _check_task(self) -> None:
-        rows = len(self.task.train.prompt)
-        times = self.plan.prompts if self.plan else 1
-        if self.prompts_per_step * times > rows:
-            raise ConfigError(
-                f"prompts_per_step={self.prompts_per_step}{f' (x {times} drawn)' if times > 1 else ''}, but task "
-                f"{self.task.spec} has {rows} training problems: at most {rows // times}"
-            )
-        name, names = self.recipe.spec.split(",")[0], self.task.component_names
-        if self.recipe.reward.components > len(names):
-            raise ConfigError(
-                f"recipe {name} reads {self.recipe.reward.components} reward components, but task {self.task.spec} "
-                f"gives {len(names)} ({', '.join(names)})"
-            )
-        given = {*GIVEN, *self.recipe.gives, *self.task.train.truth}
-        for need in self.recipe.needs:
-            if need not in given:
-                raise ConfigError(
-                    f"recipe {name} reads {need!r}, which neither the trainer nor task {self.task.spec} gives"
-                    f"{spec.nearest(need, sorted(given))}"
-                )
-        if self.warmup.max_steps and not bool(self.task.train.solution_mask.any()):
-            raise ConfigError(f"task {self.task.spec} knows no solutions to imitate: set warmup.max_steps to 0")
-
-    def _check_variance(self) -> None:
-        if self.recipe.plan is not None:
-            raise ConfigError(
-                f"variance_every: recipe {self.recipe.spec.split(',')[0]} trains on answers that it has chosen"
-            )
-        given = {*MEASURED, *self.recipe.needs, *self.task.train.truth}
-        for name, estimator in estimators_of(self.variance_estimators).items():
-            traits = estimator.advantage.traits
-            if self.answers_per_prompt < max(traits.minimum_group, 2):
-                raise ConfigError(f"variance_estimators: {name} needs more than {self.answers_per_prompt} answers")
-            if self.prompts_per_step // traits.least_batch < LEAST_UNITS:
-                least = LEAST_UNITS * traits.least_batch
-                raise ConfigError(f"variance_estimators: {name} needs prompts_per_step={least} for an interval")
-            for need in traits.needs:
-                if need not in given:
-                    raise ConfigError(
-                        f"variance_estimators: {name} reads {need!r}, which the run does not have"
-                        f"{spec.nearest(need, sorted(given))}"
-                    )
-
     def to_json(self) -> dict[str, Any]:
         """The resolved configuration, in plain types."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -288,11 +161,3 @@ class Config:
         read = {name: lambda value, kind=kind: kind(**value) for name, kind in nested.items()}
         read["variance_estimators"] = tuple
         return cls(**{name: read[name](value) if name in read else value for name, value in values.items()})
-
-
-def at_least(holder: Any, *, prefix: str = "", **smallest: int) -> None:
-    """Refuse fields below their smallest value."""
-    for name, least in smallest.items():
-        value = getattr(holder, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least or math.isinf(value):
-            raise ConfigError(f"{prefix}{name} must be {least} or more, not {value!r}")

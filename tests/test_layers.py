@@ -56,6 +56,7 @@ LAYERS = {
     "schedules": 4,
     "estimators": 4,
     "config": 4,
+    "config_checks": 4,
     "trained": 4,
     "programs": 5,
     "runs": 5,

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from learners import assert_close, compiled, distance, learner
 
-from jaxrl_llm import recipes, schedules
+from jaxrl_llm import config_checks, recipes, schedules
 from jaxrl_llm.config import Config, ConfigError, WarmUp
 from jaxrl_llm.learner import Learner
 from jaxrl_llm.programs import build_optimizer
@@ -116,7 +116,7 @@ def test_plain_sgd_moves_by_the_rate_times_the_bounded_gradient():
     assert_close(updates["x"], jnp.zeros(2))  # nothing is remembered
     object.__setattr__(c, "optimizer", "sgdd")  # as in a process that does not check types
     with pytest.raises(ConfigError, match="did you mean 'sgd'"):
-        c._check_numbers()
+        config_checks.check_numbers(c)
 
 
 def test_without_a_bound_a_gradient_keeps_its_norm():

@@ -10,7 +10,7 @@ import pytest
 
 from jaxrl_llm import cli, recipes, spec
 from jaxrl_llm.advantages import group_mean, no_baseline, per_token
-from jaxrl_llm.config import GIVEN
+from jaxrl_llm.config_checks import GIVEN
 from jaxrl_llm.losses import Objective, answer_mean, answer_sum, reinforce
 from jaxrl_llm.measurements import MEASURED
 from jaxrl_llm.recipe_table import markdown, rows
