@@ -12,6 +12,8 @@ from jaxrl_llm import recipes, schedules, spec, tasks
 from jaxrl_llm.config import Config
 from jaxrl_llm.distributed import ALONE, Processes, RankError, connect, described, leave
 from jaxrl_llm.estimators import Question
+from jaxrl_llm.gang import Care
+from jaxrl_llm.supervise import supervise as watch
 
 
 def train(
@@ -157,6 +159,18 @@ def export(
     export_run(run, out, step, adapter)
 
 
+def supervise(command: tyro.conf.Positional[tuple[str, ...]], care: Annotated[Care, tyro.conf.arg(name="")]) -> None:
+    """Watch a training run from outside: `jaxrl-llm supervise [FLAGS] -- train ...`; restart it when it dies or hangs.
+
+    Args:
+        command: `train` and its flags, behind `--`.
+        care: How it is watched.
+    """
+    if command[:1] != ("train",):
+        raise ValueError(f"supervise runs `train`: jaxrl-llm supervise [FLAGS] -- train ..., not {' '.join(command)!r}")
+    sys.exit(watch(command, care))
+
+
 def show_recipes(name: tyro.conf.Positional[str] = "") -> None:
     """Print the table of recipes, or what one of them is made of.
 
@@ -194,6 +208,7 @@ COMMANDS = {
     "report": report,
     "export": export,
     "recipes": show_recipes,
+    "supervise": supervise,
 }
 
 

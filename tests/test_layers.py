@@ -70,6 +70,8 @@ LAYERS = {
     "train": 5,
     "inspect_run": 6,
     "export": 7,
+    "gang": 7,
+    "supervise": 7,
     "variance_run": 6,
     "cli": 8,
     "__main__": 8,
