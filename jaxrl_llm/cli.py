@@ -10,9 +10,10 @@ import tyro
 
 from jaxrl_llm import recipes, schedules, spec, tasks
 from jaxrl_llm.config import Config
-from jaxrl_llm.distributed import ALONE, Processes, RankError, connect, described, leave
+from jaxrl_llm.distributed import ALONE, Processes, RankError, connect, leave
 from jaxrl_llm.estimators import Question
 from jaxrl_llm.gang import Care
+from jaxrl_llm.sharding import described
 from jaxrl_llm.supervise import supervise as watch
 
 

@@ -94,14 +94,6 @@ def connect(processes: Processes) -> bool:
     return True
 
 
-def described() -> str:
-    """One line: which process this is, of how many, with which devices."""
-    return (
-        f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of {jax.device_count()} "
-        f"{jax.default_backend()} devices"
-    )
-
-
 def several() -> bool:
     """Whether the run has more than one process."""
     return jax.process_count() > 1

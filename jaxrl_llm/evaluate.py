@@ -85,7 +85,7 @@ class Evaluator:
         """Answers and grades of all problems [N G ...], as numpy."""
         outs, grades = [], []
         for start in range(0, self.problems, self.batch):
-            heartbeat.beat(f"evaluation of {answers} answers")
+            heartbeat.beat(f"{self.split}, {answers} answers each")
             rows = np.minimum(np.arange(start, start + self.batch), self.problems - 1).astype(np.int32)
             keep = min(self.batch, self.problems - start)
             asked = jax.tree.map(lambda x, r=rows: np.asarray(x)[r], self.table), rows

@@ -61,7 +61,7 @@ def begun() -> None:
     """The run has its folder: from now on it can be resumed."""
     for heart in _hearts:
         heart.begun = True
-    beat("start")
+    beat("preparation")
 
 
 def beat(stage: str, step: int = 0) -> None:

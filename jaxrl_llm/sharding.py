@@ -162,6 +162,14 @@ def holders(mesh: Mesh, x: Any) -> list[tuple]:
     return [tuple((s.start, s.stop) for s in parts[device]) for device in mesh.devices.flat]
 
 
+def described() -> str:
+    """One line: which process this is, of how many, with which devices."""
+    return (
+        f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of {jax.device_count()} "
+        f"{jax.default_backend()} devices"
+    )
+
+
 def must_block(mesh: Mesh) -> bool:
     """Whether every program must be waited for: several CPU "devices" of one process deadlock in their all-reduce
     when two programs are in flight."""

@@ -105,6 +105,7 @@ def train(
         stack.enter_context(lone_errors_end_it(RankError, StoppedError, NonFiniteError))
         if start is None:
             params, summary = _begin(programs, evaluator, progress, stop, folder)
+            heartbeat.beat("begin")
             reference_store.save(0, params)
             reference_store.wait()
             state, reference = programs.begin(params)
@@ -123,6 +124,7 @@ def train(
             first(lambda: write_report([folder], folder / "report.html"))  # the curves show how it came about
             raise
         checkpoints.wait()
+    heartbeat.beat("report", config.steps)
     after = journal.evaluation or evaluator(programs.trained.acting(state.params), config.steps)
     first(lambda: _end(folder, summary, after, console or Console()))
     return Result(folder, programs.trained.merged(state.params), summary["before"], after, summary["constant_accuracy"])
@@ -198,7 +200,10 @@ def _loop(
         last = step == c.steps
         acting = programs.trained.acting(state.params)
         rollout = programs.sample(acting, step)
-        watched = watch(acting, rollout) if watch and step % c.variance_every == 0 else {}
+        watched = {}
+        if watch and step % c.variance_every == 0:
+            heartbeat.beat("variance", step)
+            watched = watch(acting, rollout)
         del acting  # merged weights would take their room through the update
         state, metrics, credit = programs.learn(state, anchor, rollout)
         if blocking:
