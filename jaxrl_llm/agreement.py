@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, UInt
 
 from jaxrl_llm import distributed
 from jaxrl_llm.config import Config
@@ -82,7 +82,7 @@ def data_digests(task: Task) -> dict[str, int]:
     return digests
 
 
-def bits_digest(x: Array) -> Int[Array, ""]:
+def bits_digest(x: Array) -> UInt[Array, ""]:
     """Sum of the bits of each element times an odd number of its place, mod 2**32: any one flipped bit changes it."""
     if jnp.issubdtype(x.dtype, jnp.inexact):
         x = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
@@ -147,7 +147,7 @@ def _sharding(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
-def _row(programs: Programs) -> Callable[[Any], Int[Array, " K"]]:
+def _row(programs: Programs) -> Callable[[Any], UInt[Array, " K"]]:
     """What a device says: the numbers of its process, the prompts that it would draw, its parts of the parameters."""
     prompts, agenda, seed = drawn(programs.config)[0], programs.agenda, programs.config.seed
 

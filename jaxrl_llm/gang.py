@@ -166,17 +166,18 @@ class Gang:
         codes = self._codes()
         if all(code in (0, STOPPED) for code in codes):
             return self._end(max(codes), "stopped on request" if STOPPED in codes else "done")
-        dead = [rank for rank, code in enumerate(codes) if code not in (None, 0, STOPPED)]
-        if not dead:
+        if all(code in (None, 0, STOPPED) for code in codes):
             return None
-        rank, deadline = dead[0], time.monotonic() + SETTLE
+        deadline = time.monotonic() + SETTLE
         while None in self._codes() and time.monotonic() < deadline:
             time.sleep(POLL)
-        wrong = WRONG in self._codes()
-        cause = f"process {rank} {_died(codes[rank])} {self.members[rank].where}"
-        if self.stopping is not None and not wrong:
-            return self._end(1, f"{cause}, while it was asked to stop")
-        return self._end(WRONG if wrong else None, cause + self._last_lines(rank))
+        codes = self._codes()
+        dead = sorted((not _is_struck(code), rank) for rank, code in enumerate(codes) if code not in (None, 0, STOPPED))
+        told = [f"process {rank} {_died(codes[rank])} {self.members[rank].where}" for _, rank in dead]
+        cause = "; then ".join(told) + self._last_lines(dead[0][1])
+        if WRONG in codes:
+            return self._end(WRONG, cause)
+        return self._end(1 if self.stopping is not None else None, cause)
 
     def _codes(self) -> list[int | None]:
         return [member.process.poll() for member in self.members]
@@ -233,6 +234,11 @@ def _rank(care: Care, address: str, rank: int) -> list[str]:
         ids = range(rank * care.devices_per_proc, (rank + 1) * care.devices_per_proc)
         words += ["--local-device-ids", *map(str, ids)]
     return words
+
+
+def _is_struck(code: int) -> bool:
+    """Whether a process was ended from outside. One that misses another ends itself: by an exception or SIGABRT."""
+    return code < 0 and code != -signal.SIGABRT
 
 
 def _died(code: int) -> str:

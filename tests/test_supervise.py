@@ -52,7 +52,7 @@ def test_a_run_that_ends_is_left_alone(tmp_path, capfd):
     ],
 )
 def test_a_lost_process_is_named_and_all_resume(deed, message, tmp_path, capfd):
-    status, starts = watch(tmp_path, f"1.1={deed}", "1.0=sleep" if deed == "die" else "1.0=work", procs=2)
+    status, starts = watch(tmp_path, f"1.1={deed}", "1.0=follow" if deed == "die" else "1.0=work", procs=2)
     assert status == 0
     assert [("--resume" in start) for start in starts] == [False, True]
     err = capfd.readouterr().err
