@@ -10,7 +10,11 @@ import tyro
 
 from jaxrl_llm import recipes, schedules, spec, tasks
 from jaxrl_llm.config import Config
+from jaxrl_llm.distributed import ALONE, Processes, RankError, connect, leave
 from jaxrl_llm.estimators import Question
+from jaxrl_llm.gang import Care
+from jaxrl_llm.sharding import described
+from jaxrl_llm.supervise import supervise as watch
 
 
 def train(
@@ -18,6 +22,8 @@ def train(
     out: pathlib.Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = ALONE,
+    progress_file: pathlib.Path | None = None,
 ) -> None:
     """Warm a policy up, train it by policy gradient, and leave a folder with everything that happened.
 
@@ -26,11 +32,16 @@ def train(
         out: Folder of the run; default: runs/TASK-RECIPE-seedN.
         resume: Go on from the newest checkpoint in that folder; the numbers are those of a run that never stopped.
         quiet: Show only the table at the end.
+        processes: Several processes as one run.
+        progress_file: Where signs of life are written, for `jaxrl-llm supervise`.
     """
+    from jaxrl_llm import heartbeat
     from jaxrl_llm.journal import NonFiniteError
     from jaxrl_llm.train import StoppedError
     from jaxrl_llm.train import train as run
 
+    if progress_file is not None:
+        heartbeat.start(progress_file)
     try:
         result = run(config, out, resume=resume, quiet=quiet)
     except StoppedError as error:
@@ -39,6 +50,11 @@ def train(
     except NonFiniteError as error:
         print(f"jaxrl-llm: {error}", file=sys.stderr)
         sys.exit(1)
+    except RankError as error:
+        print(f"jaxrl-llm: {error}", file=sys.stderr)
+        sys.exit(error.status)
+    finally:
+        leave()
     print(f"\n{result.folder}/report.html shows the curves and answers of this run.")
 
 
@@ -144,6 +160,18 @@ def export(
     export_run(run, out, step, adapter)
 
 
+def supervise(command: tyro.conf.Positional[tuple[str, ...]], care: Annotated[Care, tyro.conf.arg(name="")]) -> None:
+    """Watch a training run from outside: `jaxrl-llm supervise [FLAGS] -- train ...`; restart it when it dies or hangs.
+
+    Args:
+        command: `train` and its flags, behind `--`.
+        care: How it is watched.
+    """
+    if command[:1] != ("train",):
+        raise ValueError(f"supervise runs `train`: jaxrl-llm supervise [FLAGS] -- train ..., not {' '.join(command)!r}")
+    sys.exit(watch(command, care))
+
+
 def show_recipes(name: tyro.conf.Positional[str] = "") -> None:
     """Print the table of recipes, or what one of them is made of.
 
@@ -181,6 +209,7 @@ COMMANDS = {
     "report": report,
     "export": export,
     "recipes": show_recipes,
+    "supervise": supervise,
 }
 
 
@@ -189,6 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     _keep_compiled_programs()
     try:
+        _join_processes(arguments)
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="jaxrl-llm",
@@ -198,6 +228,15 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"jaxrl-llm: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _join_processes(arguments: list[str]) -> None:
+    """Read the flags of `Processes` first: the problems of a configuration are arrays on devices, and processes have to
+    find each other before JAX looks for devices."""
+    if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
+        processes, _ = tyro.cli(Processes, args=arguments[1:], return_unknown_args=True)
+        if connect(processes):
+            print(described(), flush=True)
 
 
 def _keep_compiled_programs() -> None:

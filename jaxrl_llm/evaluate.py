@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jaxrl_llm import random
+from jaxrl_llm import heartbeat, random
+from jaxrl_llm.grading import graded
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.rollouts.generate import Answers, generate
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
@@ -86,12 +87,13 @@ class Evaluator:
         """Answers and grades of all problems [N G ...], as numpy."""
         outs, grades = [], []
         for start in range(0, self.problems, self.batch):
+            heartbeat.beat(f"{self.split}, {answers} answers each")
             rows = np.minimum(np.arange(start, start + self.batch), self.problems - 1).astype(np.int32)
             keep = min(self.batch, self.problems - start)
             asked = jax.tree.map(lambda x, r=rows: np.asarray(x)[r], self.table), rows
             out, grade = fetch(self._decode(params, place(asked, by_prompt(self.mesh)), step, answers, rules))
             if grade is None:
-                grade = fetch(self.task.grade(out.answer, out.acted, asked[0].truth))
+                grade = graded(self.task, out.answer, out.acted, asked[0].truth)
             out = jax.tree.map(lambda x, n=keep: x[:n], out)
             outs.append(out)
             grades.append(jax.tree.map(lambda x, n=keep: x[:n], grade))
@@ -152,7 +154,7 @@ def best_constant(task: Task, problems: int, candidates: int = 64) -> tuple[floa
     if task.on_device:
         grade = fetch(jax.jit(task.grade)(jnp.asarray(answer), jnp.asarray(acted), truth))
     else:
-        grade = fetch(task.grade(answer, acted, {name: np.asarray(x) for name, x in truth.items()}))
+        grade = graded(task, answer, acted, {name: np.asarray(x) for name, x in truth.items()})
     accuracy = right(grade, task.component_names).mean(axis=0)
     best = int(np.argmax(accuracy))
     return float(accuracy[best]), task.tokenizer.decode(chosen[best])

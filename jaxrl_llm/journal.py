@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxrl_llm.display import Progress
+from jaxrl_llm.distributed import summed
 from jaxrl_llm.evaluate import Evaluator
 from jaxrl_llm.learner import SITES
 from jaxrl_llm.metrics import MetricsLog
@@ -26,7 +27,8 @@ class NonFiniteError(RuntimeError):
 class Journal:
     """Writes the row of a step once the next one is under way, so that the device never waits for the host."""
 
-    def __init__(self, programs: Programs, log: MetricsLog, progress: Progress, tokens: int):
+    def __init__(self, programs: Programs, log: MetricsLog | None, progress: Progress, tokens: int):
+        """`log`: of process 0; the others have none."""
         self.programs, self.log, self.progress, self.tokens = programs, log, progress, tokens
         self.pending: tuple | None = None
         self.evaluation: dict[str, float] = {}
@@ -62,16 +64,18 @@ class Journal:
         self.tokens += tokens
         row = {name: value.item() for name, value in metrics.items()} | extra
         row |= {f"reward/component/{name}": float(x) for name, x in zip(task.component_names, components, strict=True)}
-        row |= {f"ungraded/{cause}": count for cause, count in getattr(task, "counts", {}).items()}
+        row |= {f"ungraded/{cause}": count for cause, count in summed(getattr(task, "counts", {})).items()}
         row |= {
             "num_tokens": self.tokens,
             "epoch": step / (len(self.programs.agenda.rows) // drawn(config)[0]),
             "perf/step_seconds": seconds,
             "perf/tokens_per_second": tokens / seconds,
         }
-        self.log.log(step, row)
-        if sample is not None:
-            self.log.log_samples(step, sample_rows(task, *fetch(sample)))
+        sample = fetch(sample)
+        if self.log is not None:
+            self.log.log(step, row)
+            if sample is not None:
+                self.log.log_samples(step, sample_rows(task, *sample))
         self.progress.update(step, row)
         if row["nonfinite/streak"] >= config.max_nonfinite:
             site = SITES[int(row["nonfinite/site"]) - 1]

@@ -61,7 +61,7 @@ GLOSSARY: dict[str, str] = {
 # Families of names: how the glossary spells the family, which names belong to it, and what they mean.
 FAMILIES = (
     ("reward/component/NAME", r"reward/component/(\S+)", "mean over the valid answers of the reward component NAME"),
-    ("ungraded/NAME", r"ungraded/(\S+)", "answers of this process without a grade so far, counted by graders as NAME"),
+    ("ungraded/NAME", r"ungraded/(\S+)", "answers of all processes without a grade so far, counted by graders as NAME"),
     (
         "eval/pass@N",
         r"eval/pass@([1-9]\d*)",

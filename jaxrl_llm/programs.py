@@ -16,6 +16,7 @@ from jaxrl_llm import masked, published, random
 from jaxrl_llm.advantages import no_baseline, per_token
 from jaxrl_llm.checkpoint import abstract
 from jaxrl_llm.config import Config, ConfigError
+from jaxrl_llm.grading import graded
 from jaxrl_llm.learner import Learner, TrainState
 from jaxrl_llm.losses import Objective, cross_entropy, token_mean
 from jaxrl_llm.policies.policy import Params, Policy, in_bfloat16
@@ -171,8 +172,7 @@ class Programs:
         if self.task.on_device:
             return self._grade(rollout, truth)
         answer, acted, truth = fetch((rollout.answer, rollout.acted, truth))
-        grade = place(self.task.grade(answer, acted, truth), by_prompt(self.mesh))
-        return with_grade(rollout, grade)
+        return with_grade(rollout, place(graded(self.task, answer, acted, truth), by_prompt(self.mesh)))
 
     def learn(self, state: TrainState, reference: Params | None, rollout: Rollout) -> tuple[TrainState, dict, Array]:
         """One RL step; the state that goes in is used up."""

@@ -5,6 +5,7 @@ mean and no numeric code knows of a mesh.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -99,8 +100,11 @@ def born_sharded(mesh: Mesh, make: Callable[..., Any], *args: Any) -> tuple[Any,
 
 
 def place(tree: Any, sharding: Any) -> Any:
-    """Host or device arrays to the devices of a sharding."""
-    return jax.device_put(tree, sharding)
+    """Host or device arrays to the devices of a sharding. Of several processes each holds the whole of every array, and
+    fills the devices that are its own."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: assemble(x.shape, sharding, np.asarray(x).__getitem__), tree)
 
 
 def assemble(shape: tuple[int, ...], sharding: Any, part: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
@@ -109,8 +113,61 @@ def assemble(shape: tuple[int, ...], sharding: Any, part: Callable[[tuple[slice,
 
 
 def fetch(tree: Any) -> Any:
-    """Device arrays to the host, as numpy; waits until they are computed."""
-    return jax.device_get(tree)
+    """Device arrays to the host, as numpy; waits until they are computed.
+
+    What is spread over several processes is gathered first, so all of them have to ask for it, in the same order.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    spread = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not _whole_here(x)]
+    if spread:
+        parts = jax.block_until_ready([leaves[i] for i in spread])  # no two programs in flight on CPUs
+        for i, x in zip(spread, _gather(parts[0].sharding.mesh)(parts), strict=True):
+            leaves[i] = x
+    return jax.device_get(jax.tree.unflatten(structure, leaves))
+
+
+def _whole_here(x: jax.Array) -> bool:
+    return x.is_fully_addressable or x.is_fully_replicated
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    return jax.jit(lambda parts: parts, out_shardings=replicated(mesh))
+
+
+def of_each_device(mesh: Mesh, row: np.ndarray) -> jax.Array:
+    """An array [D K], D the devices of the mesh in its order, where each process writes its own `row` [K] for each of
+    its devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXES))
+    return jax.make_array_from_callback((mesh.size, *row.shape), sharding, lambda _: row[None])
+
+
+def on_each_device(mesh: Mesh, fn: Callable[[Any], Any], shardings: Any) -> Callable[[Any], jax.Array]:
+    """Compile `fn`, which makes a vector [K] of what a device holds of a tree with these shardings: the result is
+    [D K], whole on every device. Copies of one value on two devices are not taken to be equal."""
+    specs = jax.tree.map(lambda s: s.spec, shardings)
+    alone = lambda tree: fn(tree)[None]  # noqa: E731
+    each = jax.shard_map(alone, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(AXES), check_vma=False)
+    return jax.jit(each, out_shardings=replicated(mesh))
+
+
+def owners(mesh: Mesh) -> list[int]:
+    """The process of each device of the mesh, in its order."""
+    return [device.process_index for device in mesh.devices.flat]
+
+
+def holders(mesh: Mesh, x: Any) -> list[tuple]:
+    """Which part of an array each device of the mesh holds, in its order: equal for two that hold the same."""
+    parts = x.sharding.devices_indices_map(x.shape)
+    return [tuple((s.start, s.stop) for s in parts[device]) for device in mesh.devices.flat]
+
+
+def described() -> str:
+    """One line: which process this is, of how many, with which devices."""
+    return (
+        f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of {jax.device_count()} "
+        f"{jax.default_backend()} devices"
+    )
 
 
 def must_block(mesh: Mesh) -> bool:

@@ -9,9 +9,12 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from jaxrl_llm import heartbeat
+from jaxrl_llm.agreement import StepCheck, require_equal_start
 from jaxrl_llm.checkpoint import Checkpoints
 from jaxrl_llm.config import Config
 from jaxrl_llm.display import Progress, before_after_table
+from jaxrl_llm.distributed import RankError, any_process, first, is_first, lone_errors_end_it, several, together
 from jaxrl_llm.evaluate import Evaluator, best_constant
 from jaxrl_llm.journal import Journal, NonFiniteError
 from jaxrl_llm.learner import TrainState
@@ -63,13 +66,17 @@ def train(
     With `resume` the run in that folder goes on from its newest checkpoint, with the numbers of one that never stopped.
     A `sampler` draws answers of training elsewhere. SIGINT and SIGTERM end the run after the step, with a checkpoint.
 
+    Several processes (`distributed.connect`) call it alike, on a file system that all of them see; process 0 writes.
+
     Raises ConfigError or RunError before anything is compiled, NonFiniteError after `max_nonfinite` refused updates in
     a row (the site named, the parameters of the last good update saved), StoppedError when asked to stop.
     """
-    folder = check_folder(config, out, resume)
+    require_equal_start(config)
+    folder = together(lambda: check_folder(config, out, resume))
     programs = Programs(config, sampler=sampler)
     if not resume:
-        write_config(folder, config)
+        first(lambda: write_config(folder, config))
+    heartbeat.begun()
     evaluator = Evaluator(
         programs.policy,
         config.task,
@@ -89,17 +96,20 @@ def train(
                 config.steps,
                 warmup_steps=0 if start is not None else config.warmup.max_steps,
                 resume_from=start or 0,
-                quiet=quiet,
+                quiet=quiet or not is_first(),
                 console=console,
             )
         )
-        log = stack.enter_context(MetricsLog(folder, (start or 0) if resume else None))
+        log = together(lambda: MetricsLog(folder, (start or 0) if resume else None) if is_first() else None)
+        stack.enter_context(log or contextlib.nullcontext())
+        stack.enter_context(lone_errors_end_it(RankError, StoppedError, NonFiniteError))
         if start is None:
             params, summary = _begin(programs, evaluator, progress, stop, folder)
+            heartbeat.beat("begin")
             reference_store.save(0, params)
             reference_store.wait()
             state, reference = programs.begin(params)
-            write_json(folder / "summary.json", summary)
+            first(lambda: write_json(folder / "summary.json", summary))
             checkpoints.save(0, state)
         else:
             state = checkpoints.restore(programs.state_like())
@@ -107,34 +117,40 @@ def train(
             summary = read_summary(folder)
             if config.recipe.screening:
                 programs.screen(read_attempts(folder))
-        journal = Journal(programs, log, progress, _tokens_so_far(folder))
+        journal = Journal(programs, log, progress, _tokens_so_far(folder) if is_first() else 0)
         try:
             state = _loop(programs, evaluator, checkpoints, journal, stop, state, reference)
         except NonFiniteError:
-            write_report([folder], folder / "report.html")  # the curves show how it came about
+            first(lambda: write_report([folder], folder / "report.html"))  # the curves show how it came about
             raise
         checkpoints.wait()
+    heartbeat.beat("report", config.steps)
     after = journal.evaluation or evaluator(programs.trained.acting(state.params), config.steps)
+    first(lambda: _end(folder, summary, after, console or Console()))
+    return Result(folder, programs.trained.merged(state.params), summary["before"], after, summary["constant_accuracy"])
+
+
+def _end(folder: pathlib.Path, summary: dict, after: dict[str, float], console: Console) -> None:
     write_json(folder / "summary.json", summary | {"after": after})
     write_report([folder], folder / "report.html")
-    (console or Console()).print(
+    console.print(
         before_after_table(
             summary["before"],
             after,
             summary["constant_accuracy"],
-            problems=evaluator.problems,
+            problems=summary["problems"],
             constant_answer=summary["constant_answer"],
         )
     )
-    return Result(folder, programs.trained.merged(state.params), summary["before"], after, summary["constant_accuracy"])
 
 
 def _begin(
     programs: Programs, evaluator: Evaluator, progress: Progress, stop: Any, folder: pathlib.Path
 ) -> tuple[Params, dict]:
     """Warm up, evaluate, and screen the training problems: the policy before RL, and what is known of it."""
-    params, outcome = warm_up(programs, evaluator, progress.warmup, lambda: stop.requested is not None)
-    if stop.requested:
+    asked = lambda: any_process(stop.requested is not None)  # noqa: E731
+    params, outcome = warm_up(programs, evaluator, progress.warmup, asked)
+    if asked():
         raise StoppedError(f"{stop.requested} during warm-up: nothing is saved yet, --resume starts over")
     constant = best_constant(programs.task, evaluator.problems)
     summary = {
@@ -148,7 +164,7 @@ def _begin(
     if programs.config.recipe.screening:
         correct = attempts(programs, params)
         programs.screen(correct)
-        write_attempts(folder, correct)
+        first(lambda: write_attempts(folder, correct))
         summary["screening"] = {
             "problems": len(programs.agenda.rows),
             "of": len(correct),
@@ -175,27 +191,42 @@ def _loop(
     anchor = reference if c.measure_kl or c.recipe.uses_reference else None
     blocking = must_block(programs.mesh)
     watch = Watch(c, programs.policy) if c.variance_every else None
-    for step in range(int(state.step) + 1, c.steps + 1):
+    begun = int(state.step)
+    check = StepCheck(programs, state.params) if several() else None
+    if check:
+        check(begun, state.params, False)
+    for step in range(begun + 1, c.steps + 1):
+        heartbeat.beat("step", step)
         last = step == c.steps
         acting = programs.trained.acting(state.params)
         rollout = programs.sample(acting, step)
-        watched = watch(acting, rollout) if watch and step % c.variance_every == 0 else {}
+        watched = {}
+        if watch and step % c.variance_every == 0:
+            heartbeat.beat("variance", step)
+            watched = watch(acting, rollout)
         del acting  # merged weights would take their room through the update
         state, metrics, credit = programs.learn(state, anchor, rollout)
         if blocking:
             jax.block_until_ready(state)
+        asked = stop.requested is not None
+        if check:
+            asked = check(step, state.params, asked)
         sample = (rollout, credit) if step % c.samples_every == 0 or step in (1, c.steps) else None
         journal.put(step, metrics, sample, watched)
         if step % c.eval_every == 0 or last:
             journal.evaluate(evaluator, programs.trained.acting(state.params), step)
-        if step % c.checkpoint_every == 0 or last or stop.requested:
+        if step % c.checkpoint_every == 0 or last or asked:
+            heartbeat.beat("save", step)
             # Rows first: a checkpoint must never know a step that the log does not.
             journal.flush()
             checkpoints.save(step, state)
-        if stop.requested and not last:
+        if asked and not last:
             checkpoints.wait()
-            raise StoppedError(f"{stop.requested}: step {step} of {c.steps} is saved; --resume goes on from there")
+            cause = stop.requested or "another process was stopped"
+            raise StoppedError(f"{cause}: step {step} of {c.steps} is saved; --resume goes on from there")
     journal.flush()
+    if check:
+        check.finish()
     return state
 
 

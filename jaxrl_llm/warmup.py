@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxrl_llm import heartbeat
 from jaxrl_llm.evaluate import Evaluator, right
 from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.rollouts.sampling import GREEDY
+from jaxrl_llm.sharding import must_block
 
 
 class WarmUpError(RuntimeError):
@@ -34,7 +37,10 @@ def warm_up(
         return params, outcome
     state = programs.start(programs.imitator, params)
     for step in range(1, settings.max_steps + 1):
+        heartbeat.beat("warm-up", step)
         state, metrics = programs.imitate(state, step)
+        if must_block(programs.mesh):
+            jax.block_until_ready(state)
         if step % settings.check_every and step != settings.max_steps:
             continue
         loss = float(metrics["loss"])
