@@ -1,42 +1,26 @@
-"""A pool of grader processes that can be killed, each speaking JSON lines with `worker.py` over its pipes."""
+"""A pool of grader processes that can be killed, each speaking JSON lines with `worker.py`."""
 
-import contextlib
 import json
 import math
-import os
-import pathlib
 import queue
 import select
-import signal
-import subprocess
-import sys
-import threading
+import statistics
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jaxrl_llm.rewards import worker
+from jaxrl_llm.rewards.keeper import Keeper
 from jaxrl_llm.spec import nearest
-
-SCRIPT = pathlib.Path(worker.__file__)
-START = 120.0
-"""Seconds that a worker may take to import its libraries."""
 
 ANSWER = 100_000
 """Characters of the longest answer that is graded; a longer one is wrong."""
 
-INHERITED = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH")
-"""What a worker sees of the environment. Tokens and passwords stay out: some libraries evaluate what an answer says."""
-
-SETTINGS = {
-    "PYTHONHASHSEED": "0",  # some reasoning-gym datasets are another dataset under another hash seed
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
+FIRST = 0.01
+"""Seconds that an answer gets at first, at least; whoever needs more waits until all others have had theirs."""
 
 
 class _NoGradeError(Exception):
@@ -48,104 +32,64 @@ class _NoGradeError(Exception):
 
 
 class _Worker:
-    """One process, started anew after each kill."""
+    """One grader, forked anew after each kill."""
 
-    def __init__(self, order: Mapping[str, Any]) -> None:
-        self.order = order
-        self.lock = threading.Lock()
-        self.start()
-
-    def start(self) -> None:
-        """Spawn the process; its libraries load while the parent goes on."""
-        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        self.process = subprocess.Popen(  # noqa: S603 (this interpreter and a file of ours)
-            [sys.executable, "-P", str(SCRIPT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            env={**environment, **SETTINGS},
-            start_new_session=True,  # a group of its own, so that what it starts dies with it
-        )
-        for pipe in (self.process.stdin, self.process.stdout):
-            os.set_blocking(pipe.fileno(), False)
-        self.ready = False
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper, self.line = keeper, None
 
     def ask(self, item: Mapping[str, Any], seconds: float) -> Any:
         """The value of an item. Raises _NoGradeError where there is none, with a new process where this one is lost."""
-        if not self.ready:
-            self._await_start()
+        message = json.dumps(item).encode() + b"\n"
+        if self.line is None:
+            self.pid, self.line = self.keeper.fork()
         try:
-            return self._exchange(item, seconds)
+            return self._exchange(message, seconds)
         except TimeoutError as error:
-            self._restart()
-            raise _NoGradeError("timeouts", f"no grade within {seconds} s") from error
+            self._end()
+            raise _NoGradeError("timeouts", f"no grade within {seconds:g} s") from error
         except (EOFError, OSError, json.JSONDecodeError) as error:
-            self._restart()
+            self._end()
             raise _NoGradeError("crashes", f"the grader process died: {error}") from error
 
-    def _await_start(self) -> None:
-        try:
-            self._exchange(self.order, START)
-        except _NoGradeError as refusal:
-            raise ValueError(f"{self.order['grader']}: {refusal}") from refusal
-        except (EOFError, OSError, json.JSONDecodeError) as error:
-            raise RuntimeError(f"a process for grader {self.order['grader']!r} does not start: {error}") from error
-        self.ready = True
+    def _end(self) -> None:
+        self.keeper.end(self.pid)
+        self.close()
 
-    def _restart(self) -> None:
-        with self.lock:
-            self.kill()
-            self.start()
+    def close(self) -> None:
+        """Let go of the line, if there is one."""
+        if self.line is not None:
+            self.line.close()
+        self.line = None
 
-    def _exchange(self, message: Mapping[str, Any], seconds: float) -> Any:
+    def _exchange(self, message: bytes, seconds: float) -> Any:
         """Send one line and read one, within the time, though the other side may neither read nor write."""
         deadline = time.monotonic() + seconds
-        unsent = memoryview(json.dumps(message).encode() + b"\n")
-        source, sink = self.process.stdout.fileno(), self.process.stdin.fileno()
-        poll, received = select.poll(), bytearray()
-        poll.register(source, select.POLLIN)
-        poll.register(sink, select.POLLOUT)
+        unsent, received, poll = memoryview(message), bytearray(), select.poll()
+        poll.register(self.line, select.POLLIN | select.POLLOUT)
         while not received.endswith(b"\n"):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"no reply within {seconds} s")
-            for descriptor, _ in poll.poll(math.ceil(left * 1000)):
-                if descriptor == sink:
-                    unsent = unsent[os.write(sink, unsent) :]
+            for _, event in poll.poll(math.ceil(left * 1000)):
+                if event & select.POLLOUT and unsent:
+                    unsent = unsent[self.line.send(unsent) :]
                     if not unsent:
-                        poll.unregister(sink)
-                    continue
-                part = os.read(source, 1 << 16)
-                received += part
-                if not part or len(received) > worker.LINE:
-                    raise EOFError("it closed its pipe" if not part else "it never ended its line")
+                        poll.modify(self.line, select.POLLIN)
+                if event & ~select.POLLOUT:
+                    part = self.line.recv(1 << 16)
+                    received += part
+                    if not part or len(received) > worker.LINE:
+                        raise EOFError("it closed its line" if not part else "it never ended its line")
         reply = json.loads(received)
         if "error" in reply:
             raise _NoGradeError("errors", reply["error"])
         return reply.get("value")
 
-    def stop(self) -> None:
-        """End the process and all that it started, from any thread; whoever waits for its reply finds out."""
-        with self.lock:
-            self._signal()
 
-    def kill(self) -> None:
-        """End the process and all that it started, and leave no zombie and no open pipe."""
-        self._signal()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
-
-    def _signal(self) -> None:
-        if self.process.returncode is None:  # not waited for: its number cannot be another process's yet
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-
-def _kill_all(workers: Sequence[_Worker]) -> None:
+def _end_all(keeper: Keeper, workers: Sequence[_Worker]) -> None:
+    keeper.kill()
     for one in workers:
-        one.kill()
+        one.close()
 
 
 class GraderPool:
@@ -166,38 +110,59 @@ class GraderPool:
         self.seconds = seconds
         self.counts: Counter[str] = Counter(timeouts=0, crashes=0, errors=0, oversized=0)
         self.last_error = ""
-        order = {"grader": grader, "options": dict(options)}
+        self._usual: deque[float] = deque(maxlen=255)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="grader")
-        # A worker dies with the thread that started it (see `worker.die_with_parent`): these live as long as the pool.
-        self._workers = list(self._threads.map(lambda _: _Worker(order), range(workers)))
+        # A keeper dies with the thread that started it (see `worker.die_with_parent`): these live as long as the pool.
+        self._keeper = self._threads.submit(Keeper, {"grader": grader, "options": dict(options)}).result()
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for one in self._workers:
+        every = [_Worker(self._keeper) for _ in range(workers)]
+        for one in every:
             self._idle.put(one)
-        self._finalizer = weakref.finalize(self, _kill_all, self._workers)
+        self._finalizer = weakref.finalize(self, _end_all, self._keeper, every)
 
     def grade(self, items: Sequence[Mapping[str, Any]]) -> list[float | None]:
         """The grade of each item, in order. An item is {"answer": text, ...} with what the grader asks for besides."""
         long = [len(item["answer"]) > ANSWER for item in items]
         self.counts["oversized"] += sum(long)
-        values = iter(self.ask([item for item, is_long in zip(items, long, strict=True) if not is_long]))
+        values = iter(self._patiently([item for item, is_long in zip(items, long, strict=True) if not is_long]))
         return [0.0 if is_long else next(values) for is_long in long]
 
     def ask(self, items: Sequence[Mapping[str, Any]], seconds: float | None = None) -> list[Any]:
         """What the grader says of each item, in order; None where it overran, died or raised."""
+        return [self._noted(*outcome) for outcome in self._outcomes(items, seconds or self.seconds)]
+
+    def _patiently(self, items: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """The same in rounds, each with ten times the time of the one before: an answer that hangs keeps the others
+        waiting for little longer than they take themselves, and is thrown out `seconds` after they are done."""
+        values, late = [None] * len(items), list(range(len(items)))
+        seconds = max(FIRST, 4 * statistics.median(self._usual or [0.0]))
+        while late:
+            last = seconds >= self.seconds
+            outcomes = self._outcomes([items[i] for i in late], self.seconds if last else seconds)
+            overran = [not last and failure is not None and failure.kind == "timeouts" for _, failure in outcomes]
+            for i, outcome, again in zip(late, outcomes, overran, strict=True):
+                values[i] = None if again else self._noted(*outcome)
+            late, seconds = [i for i, again in zip(late, overran, strict=True) if again], 10 * seconds
+        return values
+
+    def _outcomes(self, items: Sequence[Mapping[str, Any]], seconds: float) -> list[tuple[Any, _NoGradeError | None]]:
         if not self._finalizer.alive:
             raise ValueError("the pool of graders is closed")
-        values = []
-        for value, failure in self._threads.map(lambda item: self._ask(item, seconds or self.seconds), items):
-            if failure is not None:
-                self.counts[failure.kind] += 1
-                self.last_error = str(failure)
-            values.append(value)
-        return values
+        return list(self._threads.map(lambda item: self._ask(item, seconds), items))
+
+    def _noted(self, value: Any, failure: _NoGradeError | None) -> Any:
+        if failure is not None:
+            self.counts[failure.kind] += 1
+            self.last_error = str(failure)
+        return value
 
     def _ask(self, item: Mapping[str, Any], seconds: float) -> tuple[Any, _NoGradeError | None]:
         one = self._idle.get()
+        began = time.monotonic()
         try:
-            return one.ask(item, seconds), None
+            value = one.ask(item, seconds)
+            self._usual.append(time.monotonic() - began)
+            return value, None
         except _NoGradeError as failure:
             return None, failure
         finally:
@@ -205,8 +170,7 @@ class GraderPool:
 
     def close(self) -> None:
         """Kill the processes. A closed pool grades nothing; closing it again does nothing."""
-        for one in self._workers:
-            one.stop()
+        self._keeper.kill()  # whoever waits for a grade finds out
         self._threads.shutdown(cancel_futures=True)
         self._finalizer()
 

@@ -1,7 +1,9 @@
-"""One grader process: JSON lines in, JSON lines out. Run by path, so that neither jax nor this package is imported.
+"""Grader processes: JSON lines in, JSON lines out. Run by path, so that neither jax nor this package is imported.
 
-    in   {"grader": NAME, "options": {...}}                    once
-    out  {"ready": true}              or {"error": TEXT}
+The process that is run is the keeper: it loads the grader, {"grader": NAME, "options": {...}} as a line over the socket
+that is its standard input, answers with the size and text of a refusal (empty: none), and then forks graders off, each
+with a line of its own (`f` and a socket; it answers with the process), and buries them (`r` and the process).
+
     in   {"answer": TEXT, ...}                                 any number of times
     out  {"value": VALUE}             or {"error": TEXT}
 
@@ -21,6 +23,8 @@ import queue
 import re
 import resource
 import signal
+import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -100,6 +104,8 @@ def math_verify(_: dict[str, Any]) -> Grader:
             raise ValueError(f"math-verify cannot read the truth {truth[:80]!r}")
         return found
 
+    library.verify(parse("$1+x$"), parse("$x+1$"), timeout_seconds=None)  # its parsers are made at the first call
+
     def grade(item: dict[str, Any]) -> float:
         truth, answer = parse_truth(item["truth"]), item["answer"]
         readings = [answer, f"${answer}$"] if is_bare(answer) else [answer]
@@ -144,15 +150,6 @@ GRADERS: dict[str, Callable[[dict[str, Any]], Grader]] = {
 }
 
 
-def take_pipes() -> tuple[int, int]:
-    """The two ends of the protocol, moved to private descriptors: a library that prints writes to standard error."""
-    source, sink = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
-    return source, sink
-
-
 def messages(source: int) -> Iterator[dict[str, Any]]:
     """The lines of the parent, one at a time. When the parent is gone the process ends, whatever it is doing."""
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -185,31 +182,71 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def main() -> None:
-    """Serve until the parent closes the pipe."""
+def serve(line: int, grade: Grader) -> None:
+    """Grade what comes over a socket, until it is closed."""
+    os.setsid()
     die_with_parent()
-    source, sink = take_pipes()
-    incoming = messages(source)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_FSIZE, 0)
+    limit(resource.RLIMIT_AS, MEMORY)
 
     def reply(**message: Any) -> None:
-        line = json.dumps(message, allow_nan=False).encode() + b"\n"
-        while line:
-            line = line[os.write(sink, line) :]
+        text = json.dumps(message, allow_nan=False).encode() + b"\n"
+        while text:
+            text = text[os.write(line, text) :]
 
-    order = next(incoming)
-    try:
-        grade = GRADERS[order["grader"]](order["options"])
-        limit(resource.RLIMIT_CORE, 0)
-        limit(resource.RLIMIT_FSIZE, 0)
-        limit(resource.RLIMIT_AS, MEMORY)
-    except Exception as error:
-        return reply(error=f"{type(error).__name__}: {error}"[:2000])
-    reply(ready=True)
-    for item in incoming:
+    for item in messages(os.dup(line)):
         try:
             reply(value=grade(item))
         except Exception as error:
             reply(error=f"{type(error).__name__}: {error}"[:2000])
+
+
+def keep(control: socket.socket) -> None:
+    """Load the grader that the parent names, and fork graders off for as long as the parent is there."""
+    with control.makefile("rb") as lines:
+        order = json.loads(lines.readline())
+    refusal, grade = "", None
+    try:
+        grade = GRADERS[order["grader"]](order["options"])
+    except Exception as error:
+        refusal = f"{type(error).__name__}: {error}"[:2000]
+    control.sendall(struct.pack("i", len(refusal.encode())) + refusal.encode())
+    while grade:
+        message, (line, *_), _, _ = _received(control)
+        if message[:1] == b"r":
+            (pid,) = struct.unpack("i", message[1:])
+            os.kill(pid, signal.SIGKILL)  # it leads no group yet if it has just been forked
+            os.waitpid(pid, 0)
+            control.sendall(bytes(4))
+            continue
+        pid = os.fork()
+        if pid == 0:
+            control.close()
+            serve(line, grade)
+            os._exit(0)
+        os.close(line)
+        control.sendall(struct.pack("i", pid))
+
+
+def _received(control: socket.socket) -> tuple[bytes, list[int], int, Any]:
+    """A message of five bytes and the socket that came with it, -1 for none. Ends the process with the parent."""
+    message, sockets, flags, address = socket.recv_fds(control, 5, 1)
+    while message and len(message) < 5:
+        message += control.recv(5 - len(message)) or os._exit(0)
+    if not message:
+        os._exit(0)
+    return message, sockets or [-1], flags, address
+
+
+def main() -> None:
+    """Serve until the parent closes the socket. What a library prints goes nowhere."""
+    die_with_parent()
+    control = socket.socket(fileno=os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    keep(control)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jaxrl_llm.rewards import pool as pools
-from jaxrl_llm.rewards import worker
+from jaxrl_llm.rewards import keeper, worker
 from jaxrl_llm.rewards.pool import GraderPool
 
 HOSTILE = pathlib.Path(__file__).with_name("hostile_worker.py")
@@ -23,7 +22,7 @@ NO_TROUBLE = {"timeouts": 0, "crashes": 0, "errors": 0, "oversized": 0}
 @pytest.fixture
 def hostile(monkeypatch):
     """Makes pools of the worker that does what the answer says, and closes them."""
-    monkeypatch.setattr(pools, "SCRIPT", HOSTILE)
+    monkeypatch.setattr(keeper, "SCRIPT", HOSTILE)
     monkeypatch.setitem(worker.GRADERS, "hostile", None)
     made = []
 
@@ -40,13 +39,16 @@ def acts(*names: str) -> list[dict]:
     return [{"answer": name} for name in names]
 
 
-def children() -> set[int]:
+def children(of: int | str = "self") -> set[int]:
     """Processes of this one, zombies included."""
-    return {
-        int(pid)
-        for task in pathlib.Path("/proc/self/task").iterdir()
-        for pid in (task / "children").read_text().split()
-    }
+    tasks = pathlib.Path(f"/proc/{of}/task").iterdir()
+    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+
+
+def graders() -> set[int]:
+    """Processes that the one keeper of this process has forked."""
+    (one,) = children()
+    return children(one)
 
 
 def is_gone(pid: int, within: float = 10.0) -> bool:
@@ -187,12 +189,12 @@ def test_workers_work_at_the_same_time(hostile):
 def test_a_hang_is_killed_in_time_and_is_no_grade(hostile, act):
     pool = hostile(seconds=0.5)
     assert pool.grade(acts("right")) == [1]
-    (before,) = children()
+    (before,) = graders()
     start = time.monotonic()
     assert pool.grade(acts(act)) == [None]
     assert time.monotonic() - start < 2.0
     assert pool.grade(acts("right")) == [1]
-    (after,) = children()
+    (after,) = graders()
     assert before != after
     assert pool.counts["timeouts"] + pool.counts["crashes"] == 1
 
@@ -202,7 +204,8 @@ def test_a_dead_grader_is_replaced(hostile, act):
     pool = hostile()
     assert pool.grade(acts("right", act, "right", act, "right")) == [1, None, 1, None, 1]
     assert pool.counts == {**NO_TROUBLE, "crashes": 2}
-    assert len(children()) == 1
+    assert pool.grade(acts("right")) == [1]
+    assert len(graders()) == 1
 
 
 @pytest.mark.parametrize(
@@ -229,7 +232,8 @@ def test_trouble_of_one_answer_costs_no_other(hostile):
     names = ["right", "loop", "exit", "raise", "right", "nan"] * 3
     assert pool.grade(acts(*names)) == [1 if name == "right" else None for name in names]
     assert pool.counts == {"timeouts": 3, "crashes": 3, "errors": 6, "oversized": 0}
-    assert len(children()) == 3
+    assert pool.grade([{"answer": "slow", "sleep": 0.2}] * 3) == [0.2] * 3
+    assert len(graders()) == 3
 
 
 def test_one_question_may_have_more_time_than_the_others(hostile):
@@ -246,11 +250,12 @@ def test_what_the_grader_started_dies_with_it(hostile):
     pool = hostile(seconds=1.0)
     reader, writer = os.pipe()
     assert pool.grade([{"answer": "child", "pipe": f"/proc/{os.getpid()}/fd/{writer}"}]) == [None]
-    pid = int(os.read(reader, 100))
+    pids = [int(pid) for pid in os.read(reader, 1000).split()]
     os.close(reader)
     os.close(writer)
     assert pool.counts["timeouts"] == 1
-    assert is_gone(pid)
+    assert pids
+    assert all(is_gone(pid) for pid in pids)
 
 
 def test_a_worker_sees_no_secrets_and_writes_no_files(hostile, monkeypatch, tmp_path):
@@ -259,7 +264,7 @@ def test_a_worker_sees_no_secrets_and_writes_no_files(hostile, monkeypatch, tmp_
     environment, modules, written = pool.ask(
         [*acts("environment", "modules"), {"answer": "write", "file": str(tmp_path / "x")}]
     )
-    assert set(environment) <= {*pools.INHERITED, *pools.SETTINGS, "LC_CTYPE"}
+    assert set(environment) <= {*keeper.INHERITED, *keeper.SETTINGS, "LC_CTYPE"}
     assert not {"jax", "numpy", "jaxrl_llm"} & set(modules)
     assert written is None
     assert pool.counts["errors"] == 1
@@ -278,9 +283,8 @@ def test_no_items_are_no_grades(hostile):
 
 def test_closing_leaves_no_process(hostile):
     with hostile(workers=3) as pool:
-        pool.grade(acts("right"))
-        pids = children()
-        assert len(pids) == 3
+        pool.grade([{"answer": "slow", "sleep": 0.2}] * 3)
+        assert len(graders()) == 3
     assert not children()
     pool.close()
     with pytest.raises(ValueError, match="closed"):
@@ -309,9 +313,9 @@ def test_a_forgotten_pool_is_collected(hostile, monkeypatch):
 
 SCRIPT = """
 import sys, time
-from jaxrl_llm.rewards import pool, worker
+from jaxrl_llm.rewards import keeper, pool, worker
 if __name__ == "__main__":
-    pool.SCRIPT, worker.GRADERS["hostile"] = sys.argv[1], None
+    keeper.SCRIPT, worker.GRADERS["hostile"] = sys.argv[1], None
     graders = pool.GraderPool("hostile", {}, workers=1)
     print(int(graders.grade([{"answer": "pid"}])[0]), flush=True)
     if sys.argv[2] != "end":
@@ -333,16 +337,34 @@ def test_no_worker_outlives_its_parent(act):
 
 
 @pytest.mark.parametrize("act", ["loop", "sleep"])
-def test_a_worker_ends_when_its_input_does(act):
-    process = subprocess.Popen([sys.executable, HOSTILE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    process.stdin.write(json.dumps({"grader": "hostile", "options": {}}).encode() + b"\n")
-    process.stdin.write(json.dumps({"answer": act}).encode() + b"\n")
-    process.stdin.flush()
-    assert json.loads(process.stdout.readline()) == {"ready": True}
+def test_a_grader_ends_when_its_line_does(hostile, act):
+    one = keeper.Keeper({"grader": "hostile", "options": {}})
+    pid, line = one.fork()
+    line.send(json.dumps({"answer": act}).encode() + b"\n")
     time.sleep(0.2)
-    process.stdin.close()
-    assert process.wait(10) == 0
-    process.stdout.close()
+    assert not is_gone(pid, 0.1)
+    line.close()
+    assert is_gone(pid)
+    one.end(pid)
+    assert not children(one.process.pid)
+    one.kill()
+
+
+def test_answers_that_hang_are_thrown_out_after_all_others_are_graded(hostile, monkeypatch):
+    """Rounds of ten times the time: with one worker the last right answer has its grade before any hang is given up."""
+    pool, done = hostile(seconds=0.6), []
+    ask = pool._ask
+    monkeypatch.setattr(
+        pool, "_ask", lambda item, seconds: (done.append((item["answer"], seconds)), ask(item, seconds))[1]
+    )
+    names = ["loop", "right"] * 8
+    assert pool.grade(acts(*names)) == [1 if name == "right" else None for name in names]
+    assert pool.counts == {**NO_TROUBLE, "timeouts": 8}
+    rounds = sorted({seconds for _, seconds in done})
+    assert rounds[-1] == 0.6
+    assert len(rounds) >= 2
+    last_right = max(i for i, (name, _) in enumerate(done) if name == "right")
+    assert all(seconds < 0.6 for _, seconds in done[: last_right + 1])
 
 
 def test_refusals_are_raised(hostile):
