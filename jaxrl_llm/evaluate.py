@@ -16,7 +16,7 @@ from jaxrl_llm.grading import graded
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.rollouts.generate import Answers, generate
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
-from jaxrl_llm.rollouts.stopping import Stopping
+from jaxrl_llm.rollouts.stopping import Stopping, limits
 from jaxrl_llm.sharding import by_prompt, fetch, place, prompt_shards
 from jaxrl_llm.types import Grade, Problems, Task
 
@@ -78,7 +78,9 @@ class Evaluator:
         table, rows = asked
         stopping = Stopping.of(self.task, parts=prompt_shards(self.mesh))
         keys = random.answer_keys(random.stream_key(self.seed, random.Stream.EVALUATION), step, rows, answers)
-        out = generate(self.policy, params, table.prompt, table.prompt_mask, keys, rules, stopping)
+        out = generate(
+            self.policy, params, table.prompt, table.prompt_mask, keys, rules, stopping, limits(table.truth, answers)
+        )
         return out, self.task.grade(out.answer, out.acted, table.truth) if self.task.on_device else None
 
     def decode(self, params: Params, step: int, answers: int, rules: SamplingRules) -> tuple[Answers, Grade]:

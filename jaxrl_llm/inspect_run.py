@@ -20,7 +20,7 @@ from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.rollouts.generate import generate
 from jaxrl_llm.rollouts.sampling import SamplingRules
-from jaxrl_llm.rollouts.stopping import Stopping
+from jaxrl_llm.rollouts.stopping import Stopping, limits
 from jaxrl_llm.runs import read_config
 from jaxrl_llm.sharding import fetch
 from jaxrl_llm.tokenizers import decode_answers
@@ -91,7 +91,8 @@ def sample_run(
     rows = jnp.arange(len(tokens))
     keys = random.answer_keys(random.stream_key(seed, random.Stream.SAMPLE), step, rows, answers)
     stopping = Stopping.of(task)
-    out = jax.jit(lambda p: generate(programs.policy, p, tokens, mask, keys, rules, stopping))(params)
+    limit = None if prompts else limits(first.truth, answers)
+    out = jax.jit(lambda p: generate(programs.policy, p, tokens, mask, keys, rules, stopping, limit))(params)
     reward = None if prompts else np.asarray(task.grade(out.answer, out.acted, first.truth).reward)
     out = fetch(out)
     table = Table(title=f"{run}, step {step}")

@@ -27,7 +27,7 @@ from jaxrl_llm.rollouts.sampler import Sampler, ungraded
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
 from jaxrl_llm.rollouts.screening import everything, screened
 from jaxrl_llm.rollouts.select.plan import Plan
-from jaxrl_llm.rollouts.stopping import Stopping
+from jaxrl_llm.rollouts.stopping import Stopping, limits
 from jaxrl_llm.sharding import born_sharded, by_prompt, fetch, make_mesh, place, prompt_shards, replicated
 from jaxrl_llm.sharding import state_shardings as shardings_of
 from jaxrl_llm.trained import Trained, build_optimizer
@@ -105,7 +105,7 @@ class Programs:
         rollout, truth = self._sample_step(params, problems, step)
         greedy = None
         if "greedy_reward" in self.learner.needs:
-            greedy = self._grade_step(self._greedy_step(params, rollout), truth)
+            greedy = self._grade_step(self._greedy_step(params, rollout, truth), truth)
         rollout = self._grade_step(rollout, truth)
         plan = self.config.plan
         return rollout if greedy is None and plan is None else select_step(plan)(rollout, greedy)
@@ -156,11 +156,14 @@ class Programs:
             rollout, truth = self._sample(params, self.problems, jnp.int32(step))
         else:
             rows, asked, keys = self._ask(self.problems, jnp.int32(step))
-            out = self.sampler(params, asked.prompt, asked.prompt_mask, keys, self.config.sampling, self.stopping)
+            limit = limits(asked.truth, keys.shape[1])
+            out = self.sampler(
+                params, asked.prompt, asked.prompt_mask, keys, self.config.sampling, self.stopping, limit
+            )
             rollout, truth = self._told(place(out, by_prompt(self.mesh)), rows, asked, step), asked.truth
         greedy = None
         if "greedy_reward" in self.learner.needs:
-            greedy = self.grade(self._greedy(params, rollout), truth)
+            greedy = self.grade(self._greedy(params, rollout, truth), truth)
         rollout = self.grade(rollout, truth)
         return rollout if greedy is None and self.config.plan is None else self._select(rollout, greedy)
 
@@ -195,7 +198,8 @@ class Programs:
 
     def _sample_step(self, params: Params, problems: Problems, step: Int[Array, ""]) -> tuple[Rollout, Any]:
         rows, asked, keys = self._ask_step(problems, step)
-        out = self._decode(params, asked.prompt, asked.prompt_mask, keys, self.config.sampling)
+        limit = limits(asked.truth, keys.shape[1])
+        out = self._decode(params, asked.prompt, asked.prompt_mask, keys, self.config.sampling, limit)
         return self._told(out, rows, asked, step), asked.truth
 
     def _told(self, out: Answers, rows: Array, asked: Problems, step: Int[Array, ""] | int) -> Rollout:
@@ -206,21 +210,25 @@ class Programs:
         version = jnp.full(out.truncated.shape, step - 1)
         return dataclasses.replace(rollout, prompt_id=rows, version=version, extras={"noise": noise, **given})
 
-    def _greedy_step(self, params: Params, rollout: Rollout) -> Rollout:
+    def _greedy_step(self, params: Params, rollout: Rollout, truth: Any) -> Rollout:
         """The likeliest answer to each prompt of a rollout, not yet graded."""
         keys = random.answer_keys(self._key(Stream.ROLLOUT), 0, rollout.prompt_id, 1)
-        return self.answers(params, rollout.prompt, rollout.prompt_mask, keys, GREEDY)
+        return self.answers(params, rollout.prompt, rollout.prompt_mask, keys, GREEDY, limits(truth, 1))
 
-    def answers(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Rollout:
-        """Answers that nobody has graded."""
-        out = self._decode(params, prompt, prompt_mask, keys, rules)
-        return ungraded(out, prompt, prompt_mask, len(self.task.component_names))
+    def answers(
+        self, params: Params, prompt: Array, mask: Array, keys: Array, rules: SamplingRules, limit: Array | None = None
+    ) -> Rollout:
+        """Answers that nobody has graded, each of at most its `limit` of tokens where there is one."""
+        out = self._decode(params, prompt, mask, keys, rules, limit)
+        return ungraded(out, prompt, mask, len(self.task.component_names))
 
-    def _decode(self, params: Params, prompt: Array, prompt_mask: Array, keys: Array, rules: SamplingRules) -> Answers:
+    def _decode(
+        self, params: Params, prompt: Array, mask: Array, keys: Array, rules: SamplingRules, limit: Array | None
+    ) -> Answers:
         policy = self.policy
         if self.config.sample_in_bfloat16:
             policy, params = in_bfloat16(policy, params)
-        return generate(policy, params, prompt, prompt_mask, keys, rules, self.stopping)
+        return generate(policy, params, prompt, mask, keys, rules, self.stopping, limit)
 
     @property
     def stopping(self) -> Stopping:

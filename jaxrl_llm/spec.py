@@ -7,6 +7,7 @@ the function's own signature, so a new task or recipe is a new function and noth
 import difflib
 import inspect
 import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -94,3 +95,32 @@ def signature(name: str, function: Any) -> str:
         f":{p.name.upper()}" for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     )
     return ",".join([name + needed, *(f"{p.name}={p.default}" for p in parameters if p.default is not p.empty)])
+
+
+def spelled(function: Callable[..., Any], argument: str, values: Mapping[str, Any]) -> str:
+    """`name:argument,key=value,...` as `spec.build` reads it, without the values that are the function's own defaults.
+
+    Raises ValueError for a value that cannot be written down so: text with a comma, lists, text that looks like a
+    number where the function does not say that it takes text.
+    """
+    parameters = inspect.signature(function).parameters
+    words = [f"{function.__name__}:{argument}"]
+    for key, value in sorted(values.items()):
+        known = key in parameters
+        if known and value == parameters[key].default:
+            continue
+        if not isinstance(value, str | int | float) or (isinstance(value, str) and not known and _looks_typed(value)):
+            raise ValueError(f"{key} takes true, false, a number or a word, not {value!r}")
+        words.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
+    for word in words:
+        if "," in word:
+            raise ValueError(f"{word!r} holds a comma, and could not be given on a command line")
+    return ",".join(words)
+
+
+def _looks_typed(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text in ("true", "false", "True", "False")
+    return True

@@ -45,8 +45,8 @@ def test_a_lost_answer_is_invalid_whatever_a_grader_says(programs):
     """The right answer to every problem, of which one has not come."""
     task, told = CONFIG.task, {}
 
-    def sampler(params, prompt, prompt_mask, keys, rules, stopping):
-        told.update(params=params, rules=rules, stopping=stopping, prompts=len(prompt))
+    def sampler(params, prompt, prompt_mask, keys, rules, stopping, limit):
+        told.update(params=params, rules=rules, stopping=stopping, prompts=len(prompt), limit=limit)
         answer = jnp.full((*keys.shape, stopping.length), task.tokenizer.eos)
         acted = jnp.zeros(answer.shape, bool).at[..., 0].set(True).at[3, 1].set(False)
         logp = jnp.where(acted, -1.0, 0.0)
@@ -56,7 +56,7 @@ def test_a_lost_answer_is_invalid_whatever_a_grader_says(programs):
     run = copy.copy(programs)
     run.sampler = sampler
     rollout = run.sample("parameters", 1)
-    assert told["params"] == "parameters"
+    assert (told["params"], told["limit"]) == ("parameters", None)
     assert (told["prompts"], told["rules"]) == (8, CONFIG.sampling)
     assert told["stopping"].length == task.answer_length
     assert np.argwhere(~np.asarray(rollout.valid)).tolist() == [[3, 1]]

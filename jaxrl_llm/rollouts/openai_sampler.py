@@ -98,6 +98,7 @@ class OpenAISampler:
         keys: Key[Array, "P G"],
         rules: SamplingRules,
         stopping: Stopping,
+        limit: Int[Array, "P G"] | None = None,
     ) -> Answers:
         """Answers in the order of the keys. Raises SamplerError; see above."""
         plain = rules == SamplingRules()
@@ -110,10 +111,11 @@ class OpenAISampler:
             self._given = params
         ids, mask, seeds = fetch((prompt, prompt_mask, random.answer_seeds(keys)))
         common = self._asked(rules, stopping)
+        most = np.full(keys.shape, stopping.length) if limit is None else np.minimum(fetch(limit), stopping.length)
         bodies = [
-            common | {"prompt": row[real].tolist(), "seed": int(seed)}
-            for row, real, group in zip(ids, mask, seeds, strict=True)
-            for seed in group
+            common | {"prompt": row[real].tolist(), "seed": int(seed), "max_tokens": int(tokens)}
+            for row, real, group, sizes in zip(ids, mask, seeds, most, strict=True)
+            for seed, tokens in zip(group, sizes, strict=True)
         ]
         with concurrent.futures.ThreadPoolExecutor(min(self.patience.together, len(bodies))) as threads:
             found = list(threads.map(functools.partial(self._answer, stopping=stopping), bodies))
@@ -129,7 +131,9 @@ class OpenAISampler:
     def _asked(self, rules: SamplingRules, stopping: Stopping) -> dict[str, Any]:
         """What all requests have in common. Everything is said: servers take what is not from the model's folder."""
         return {
-            **{"model": self.server.model, "n": 1, "max_tokens": stopping.length, "stop_token_ids": _ends(stopping)},
+            **{"model": self.server.model, "n": 1, "stop_token_ids": list(stopping.eos)},
+            **{"stop": list(stopping.strings.strings) if stopping.strings else []},
+            **{"include_stop_str_in_output": True, "no_stop_trim": True},  # the latter is what SGLang calls the former
             **{"temperature": rules.temperature, "top_p": rules.top_p, "top_k": rules.top_k or -1, "min_p": 0.0},
             **{"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
             **{"logprobs": 1, "return_token_ids": True, "return_tokens_as_token_ids": True},
@@ -144,7 +148,7 @@ class OpenAISampler:
             self._count("requests")
             try:
                 reply = self.server.post("/v1/completions", body, self.patience.seconds)
-                return read_answer(reply, body["prompt"], stopping, self.vocab_size)
+                return read_answer(reply, body, stopping, self.vocab_size)
             except PassingError as error:
                 self._count(error.kind, str(error))
         self._count("failed")
@@ -157,18 +161,18 @@ class OpenAISampler:
 
 
 def read_answer(
-    reply: Mapping[str, Any], prompt: Sequence[int], stopping: Stopping, vocab_size: int
+    reply: Mapping[str, Any], asked: Mapping[str, Any], stopping: Stopping, vocab_size: int
 ) -> tuple[list[int], list[float]]:
-    """Ids, the one that ends the answer included, and their log-probabilities in nats.
+    """Ids, the one that ends the answer included, and their log-probabilities in nats, of the reply to a request.
 
     Raises PassingError for an answer that cannot be one, SamplerError for a server that does not tell enough.
     """
     choices = reply.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise PassingError("malformed", f"the reply has no single choice: {str(reply)[:200]}")
-    choice = choices[0]
+    choice, prompt = choices[0], asked["prompt"]
     seen = choice.get("prompt_token_ids") or reply.get("prompt_token_ids")
-    if seen is not None and seen != list(prompt):
+    if seen is not None and seen != prompt:
         raise SamplerError(f"the server has read another prompt: {str(seen)[:200]} instead of {str(prompt)[:200]}")
     told = choice.get("logprobs")
     logp = told.get("token_logprobs") if isinstance(told, dict) else None
@@ -183,7 +187,7 @@ def read_answer(
             "the server returns no token ids, and text is never tokenised again: it needs return_token_ids "
             "(vLLM 0.10.2 or newer, SGLang of July 2026 or newer)"
         )
-    reason = _flaw(ids, logp, stopping, vocab_size)
+    reason = _flaw(ids, logp, vocab_size) or _wrong_end(ids, stopping, asked["max_tokens"])
     if reason:
         raise PassingError("malformed", reason)
     return ids, [min(x, 0.0) for x in logp]
@@ -199,7 +203,7 @@ def _spelled(tokens: Any) -> list[int] | None:
     return [int(token[len(mark) :]) for token in tokens]
 
 
-def _flaw(ids: Any, logp: Any, stopping: Stopping, vocab_size: int) -> str | None:
+def _flaw(ids: Any, logp: Any, vocab_size: int) -> str | None:
     """Why this is no answer."""
     if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < vocab_size for i in ids):
         return f"token ids must be whole numbers below {vocab_size}, not {str(ids)[:200]}"
@@ -207,23 +211,27 @@ def _flaw(ids: Any, logp: Any, stopping: Stopping, vocab_size: int) -> str | Non
         return f"{len(ids)} tokens have the log-probabilities {str(logp)[:200]}"
     if not all(type(x) in (int, float) and LEAST < x <= ROUNDING for x in logp):
         return f"log-probabilities must be finite and not above 0: {str(logp)[:200]}"
-    return _wrong_end(ids, stopping)
-
-
-def _wrong_end(ids: Sequence[int], stopping: Stopping) -> str | None:
-    """Why no answer of this length could be."""
-    ends = [place for place, i in enumerate(ids) if i in _ends(stopping)]
-    if not 1 <= len(ids) <= stopping.length:
-        return f"an answer has 1 to {stopping.length} tokens, not {len(ids)}"
-    if ends and ends[0] != len(ids) - 1:
-        return f"the answer goes on behind token {ids[ends[0]]}, which ends it"
-    if not ends and len(ids) < stopping.length:
-        return f"the answer breaks off after {len(ids)} of {stopping.length} tokens, with {ids[-1]}, which ends nothing"
     return None
 
 
-def _ends(stopping: Stopping) -> list[int]:
-    return list(stopping.eos)
+def _wrong_end(ids: Sequence[int], stopping: Stopping, most: int) -> str | None:
+    """Why no answer of this length could be."""
+    if not 1 <= len(ids) <= most:
+        return f"an answer has 1 to {most} tokens, not {len(ids)}"
+    ends = np.flatnonzero(_ends(ids, stopping))
+    if len(ends) and ends[0] != len(ids) - 1:
+        return f"the answer goes on behind token {ids[ends[0]]}, which ends it"
+    if not len(ends) and len(ids) < most:
+        return f"the answer breaks off after {len(ids)} of {most} tokens, with {ids[-1]}, which ends nothing"
+    return None
+
+
+def _ends(ids: Sequence[int], stopping: Stopping) -> np.ndarray:
+    """Which tokens of an answer end it."""
+    ends = np.isin(ids, stopping.eos)
+    if stopping.strings:
+        ends |= stopping.strings.completed_by(np.asarray(ids), np.ones(len(ids), bool))
+    return ends
 
 
 def _assembled(
@@ -237,7 +245,7 @@ def _assembled(
         if one is not None:
             size = len(one[0])
             answer[row, :size], logp[row, :size], acted[row, :size] = one[0], one[1], True
-            truncated[row] = one[0][-1] not in _ends(stopping)
+            truncated[row] = not _ends(one[0], stopping).any()
     whole = lambda x: jnp.asarray(x.reshape(*shape, *x.shape[1:]))  # noqa: E731
     logp = whole(logp)
     return Answers(

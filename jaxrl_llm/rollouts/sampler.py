@@ -28,8 +28,9 @@ class Sampler(Protocol):
         keys: Key[Array, "P G"],
         rules: SamplingRules,
         stopping: Stopping,
+        limit: Int[Array, "P G"] | None = None,
     ) -> Answers:
-        """The answers of the policy of `params`."""
+        """The answers of the policy of `params`, each of at most its `limit` of tokens where there is one."""
         ...
 
 

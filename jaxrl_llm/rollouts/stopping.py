@@ -1,7 +1,7 @@
 """When an answer ends, and how the loop that decodes answers is cut."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Int
 
 from jaxrl_llm.types import Task, Tokenizer
 
+LIMIT = "answer_limit"  # entry of a problem's truth: the tokens that answers to it may have
+
 MOST_BUCKETS, MOST_HALVINGS, LEAST_ROWS = 8, 4, 8  # each is a loop to compile; fewer rows save little
 
 
@@ -17,10 +19,12 @@ MOST_BUCKETS, MOST_HALVINGS, LEAST_ROWS = 8, 4, 8  # each is a loop to compile; 
 class StopStrings:
     """Strings that end an answer, as an automaton over tokens (Aho and Corasick, 1975), so that a device can run it.
 
-    table  [S V] the state after a token; 0 is the start, S - 1 that a string is complete, which stays
+    table    [S V] the state after a token; 0 is the start, S - 1 that a string is complete, which stays
+    strings  what it looks for
     """
 
     table: np.ndarray
+    strings: tuple[str, ...]
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, strings: Sequence[str]) -> "StopStrings":
@@ -41,7 +45,7 @@ class StopStrings:
             longer = np.flatnonzero(lengths > place)
             letter = [1 + letters.index(pieces[i][place]) if pieces[i][place] in letters else 0 for i in longer]
             state[:, longer] = moves[state[:, longer], np.asarray(letter)[None, :]]
-        return cls(state)
+        return cls(state, tuple(strings))
 
     def after(self, state: Int[Array, "P G"], token: Int[Array, "P G"]) -> Int[Array, "P G"]:
         """The state after a token."""
@@ -50,6 +54,22 @@ class StopStrings:
     def complete(self, state: Int[Array, "P G"]) -> Bool[Array, "P G"]:
         """Whether a string is complete."""
         return state == len(self.table) - 1
+
+    def completed_by(
+        self, answer: Int[np.ndarray, "*B T"], acted: Bool[np.ndarray, "*B T"]
+    ) -> Bool[np.ndarray, "*B T"]:
+        """On the host: the one token of each answer that completes a string first, if one does."""
+        state, before = np.zeros(answer.shape[:-1], np.int64), np.zeros(answer.shape[:-1], bool)
+        found = np.zeros(answer.shape, bool)
+        for t in range(answer.shape[-1]):
+            state = np.where(acted[..., t], self.table[state, answer[..., t]], state)
+            complete = state == len(self.table) - 1
+            found[..., t], before = complete & ~before, complete
+        return found
+
+    def cut(self, text: str) -> str:
+        """The text in front of the first string in it."""
+        return text[: min(place if (place := text.find(string)) >= 0 else len(text) for string in self.strings)]
 
 
 def _pieces(tokenizer: Tokenizer) -> list[str]:
@@ -77,6 +97,11 @@ def _moves(strings: Sequence[str], letters: Sequence[str]) -> np.ndarray:
     return moves
 
 
+def limits(truth: Mapping[str, Any], answers: int) -> Int[Array, "P G"] | None:
+    """Tokens that each answer to the problems may have, where the problems say so."""
+    return jnp.repeat(jnp.asarray(truth[LIMIT])[:, None], answers, axis=1) if LIMIT in truth else None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stopping:
     """When an answer ends: with a token of `eos` or the end of a stop string, which is kept and trained, or at a limit.
@@ -96,7 +121,8 @@ class Stopping:
     @classmethod
     def of(cls, task: Task, **more: Any) -> "Stopping":
         """For answers to a task."""
-        return cls(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length, **more)
+        strings = getattr(task, "strings", None)
+        return cls(eos=task.stops, pad=task.tokenizer.pad, length=task.answer_length, strings=strings, **more)
 
     def ends(self, token: Int[Array, "P G"]) -> Bool[Array, "P G"]:
         """Whether a token is one of `eos`."""

@@ -5,9 +5,8 @@ ids [P G T]  ->  texts [P][G]  ->  pool  ->  Grade [P G]
 """
 
 import dataclasses
-import inspect
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,54 +14,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxrl_llm.prompting import Prompting, stops_of
-from jaxrl_llm.published import is_published, locate, tokenizer_of
 from jaxrl_llm.rewards.composite import Composite
 from jaxrl_llm.rewards.pool import GraderPool
-from jaxrl_llm.spec import nearest
-from jaxrl_llm.tokenizers import (
-    CharTokenizer,
-    decode_answers,
-    load_sentencepiece,
-    smallest_vocabulary,
-    train_sentencepiece,
-)
+from jaxrl_llm.rollouts.stopping import LIMIT, StopStrings
+from jaxrl_llm.tasks._asking import Asking, Question, make_tokenizer, pad, require_fit, require_reachable
+from jaxrl_llm.tokenizers import decode_answers
 from jaxrl_llm.types import Grade, Problems, Tokenizer
-
-PIECES = 512
-"""How many pieces longer than a character a tokenizer may have that is trained on a task's own text."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Question:
-    """A prompt, one right answer (None: none is known), what the grader must be told, and where it comes from."""
-
-    prompt: str
-    answer: str | None
-    item: Mapping[str, Any]
-    where: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Asking:
-    """How questions become tokens: a tokenizer by its name, a template, and how many solved examples are shown.
-
-    The examples are questions that are neither trained on nor held out. Raises as `Prompting` and `require_tokenizer`.
-    """
-
-    tokenizer: str
-    template: str = "plain"
-    shots: int = 0
-
-    def __post_init__(self):
-        require_tokenizer(self.tokenizer)
-        if self.shots < 0:
-            raise ValueError(f"shots must be 0 or more, not {self.shots}")
-        self.prompting  # noqa: B018 (a template that does not exist is an error now)
-
-    @property
-    def prompting(self) -> Prompting:
-        """The template, before it has its examples."""
-        return Prompting(template=self.template)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +29,7 @@ class HostTask:
     `items[row]` is what the grader is told of the question whose truth is `row`. `counts` are the answers without a
     grade so far, by cause (see `GraderPool`). `duplicates` questions were left out because they were asked already.
     `prompting` says how a question is asked and what of a text is its answer; `reward` says what an answer earns.
+    A text among `strings` ends an answer as a token among `stops` does, and is not read.
     """
 
     spec: str
@@ -84,6 +42,7 @@ class HostTask:
     stops: tuple[int, ...]
     prompting: Prompting
     duplicates: int = 0
+    strings: StopStrings | None = None
     reward: Composite = dataclasses.field(default_factory=Composite)
     on_device: bool = False
 
@@ -96,9 +55,8 @@ class HostTask:
         """
         answer, acted, rows = np.asarray(answer), np.asarray(acted), np.asarray(truth["row"])
         texts = decode_answers(self.tokenizer, answer, acted)
-        finished = _finished(answer, acted, self.stops)
-        read = self.prompting.read
-        asked = {(p, g): (int(rows[p]), read(texts[p][g])) for p, g in np.argwhere(finished).tolist()}
+        finished = _finished(answer, acted, self.stops, self.strings)
+        asked = {(p, g): (int(rows[p]), self.read(texts[p][g])) for p, g in np.argwhere(finished).tolist()}
         distinct = list(dict.fromkeys(asked.values()))  # a group often says the same thing many times
         grades = self.pool.grade([{**self.items[row], "answer": text} for row, text in distinct])
         graded = dict(zip(distinct, grades, strict=True))
@@ -107,6 +65,10 @@ class HostTask:
             valid[place] = graded[question] is not None
             correct[place] = graded[question] or 0.0
         return self.reward.grade(texts, correct, valid, finished, acted.sum(axis=-1), answer.shape[-1])
+
+    def read(self, text: str) -> str:
+        """The answer in a decoded text."""
+        return self.prompting.read(self.strings.cut(text) if self.strings else text)
 
     @property
     def component_names(self) -> tuple[str, ...]:
@@ -124,10 +86,15 @@ class HostTask:
 
 
 def _finished(
-    answer: Int[np.ndarray, "P G T"], acted: Bool[np.ndarray, "P G T"], stops: tuple[int, ...]
+    answer: Int[np.ndarray, "P G T"],
+    acted: Bool[np.ndarray, "P G T"],
+    stops: tuple[int, ...],
+    strings: StopStrings | None,
 ) -> Bool[np.ndarray, "P G"]:
-    """True where exactly one acted token is among `stops`, and none is acted after it."""
+    """True where exactly one acted token is among `stops` or completes a string, and none is acted after it."""
     ends = acted & np.isin(answer, stops)
+    if strings:
+        ends |= strings.completed_by(answer, acted)
     behind = np.cumsum(ends, -1) - ends > 0
     return ends.any(-1) & ~(acted & behind).any(-1)
 
@@ -157,21 +124,24 @@ def host_task(
         raise ValueError(f"heldout must be from 1 to {left - 1} of these {left} questions, not {heldout}")
     order = order[~np.isin(order, shown)]
     prompting = dataclasses.replace(asking.prompting, shots=tuple((kept[i].prompt, kept[i].answer) for i in shown))
-    made, prompts, answers = _tokens(kept, prompting, asking.tokenizer)
+    made, prompts, answers = _tokens(kept, prompting, asking)
     wanted, T = lengths
     L = max(len(prompts[row]) for row in order) if wanted is None else wanted
-    _require_fit("prompt", [prompts[row] for row in order], L, [kept[row] for row in order])
-    _require_fit("answer", answers, T, kept)
+    require_fit("prompt", [prompts[row] for row in order], L, [kept[row] for row in order])
+    require_fit("answer", answers, T, kept)
+    limits = np.asarray([min(q.limit or T, T) for q in kept], np.int32)
+    require_reachable(kept, answers, limits, asking)
+    limited = any(q.limit for q in kept)
 
     def table(rows: Int[np.ndarray, " N"]) -> Problems:
-        prompt, prompt_mask = _pad([prompts[row] for row in rows], L, made.pad, left=True)
-        solution, solution_mask = _pad([answers[row] for row in rows], T, made.pad, left=False)
+        prompt, prompt_mask = pad([prompts[row] for row in rows], L, made.pad, left=True)
+        solution, solution_mask = pad([answers[row] for row in rows], T, made.pad, left=False)
         return Problems(
             prompt=jnp.asarray(prompt),
             prompt_mask=jnp.asarray(prompt_mask),
             solution=jnp.asarray(solution),
             solution_mask=jnp.asarray(solution_mask),
-            truth={"row": jnp.asarray(rows)},
+            truth={"row": jnp.asarray(rows)} | ({LIMIT: jnp.asarray(limits[rows])} if limited else {}),
         )
 
     return HostTask(
@@ -185,17 +155,20 @@ def host_task(
         stops=stops_of(made, by_line=prompting.by_line),
         prompting=prompting,
         duplicates=len(questions) - len(kept),
+        strings=StopStrings.of(made, asking.strings) if asking.strings else None,
     )
 
 
 def _tokens(
-    kept: Sequence[Question], prompting: Prompting, choice: str
+    kept: Sequence[Question], prompting: Prompting, asking: Asking
 ) -> tuple[Tokenizer, list[list[int]], list[list[int]]]:
     """The tokenizer, and the tokens of all prompts and of all answers with what ends them."""
     written = [None if q.answer is None else prompting.answer(q.answer) for q in kept]
     texts = [] if prompting.layout == "chat" else [prompting.text(q.prompt) for q in kept]
     end = "\n" if prompting.by_line else ""
-    made = make_tokenizer(choice, [*texts, *(text for text in written if text is not None), end])
+    made = make_tokenizer(
+        asking.tokenizer, [*texts, *(text for text in written if text is not None), end, *asking.strings]
+    )
     stop = made.encode(end)[-1] if end else made.eos
     prompts, answers = [], []
     for q, text in zip(kept, written, strict=True):
@@ -214,80 +187,3 @@ def _asked_once(questions: Sequence[Question]) -> list[Question]:
         if earlier.answer != q.answer:
             raise ValueError(f"{q.where} asks what {earlier.where} asks, with another answer: {q.prompt[:80]!r}")
     return list(first.values())
-
-
-def require_tokenizer(choice: str) -> None:
-    """Raise ValueError unless `make_tokenizer` knows the choice, and OSError where its file is missing or damaged."""
-    if choice.endswith(".model"):
-        load_sentencepiece(choice)
-    elif is_published(choice):
-        locate(choice)
-    elif choice not in ("char", "sentencepiece"):
-        known = nearest(choice, ["char", "sentencepiece"])
-        raise ValueError(
-            f"there is no tokenizer {choice!r}{known}; or give a published model's folder or .gguf file, or a "
-            f"SentencePiece .model file"
-        )
-
-
-def make_tokenizer(choice: str, texts: Sequence[str]) -> Tokenizer:
-    """`char`: the characters of the texts; `sentencepiece`: trained on them; else that of a model or a .model file."""
-    require_tokenizer(choice)
-    if choice == "char":
-        return CharTokenizer("".join(sorted(set().union(*texts))))
-    if choice == "sentencepiece":
-        return train_sentencepiece(texts, smallest_vocabulary(texts) + PIECES)
-    return load_sentencepiece(choice) if choice.endswith(".model") else tokenizer_of(choice)
-
-
-def _require_fit(name: str, ids: Sequence[Sequence[int]], length: int, questions: Sequence[Question]) -> None:
-    """Nothing is ever cut to fit: a cut prompt is another question, and a cut answer a wrong one."""
-    sizes = [len(row) for row in ids]
-    over = sum(size > length for size in sizes)
-    if over:
-        longest = max(sizes)
-        raise ValueError(
-            f"{over} of {len(ids)} {name}s are longer than {name}_length={length}; the longest has {longest} tokens "
-            f"({questions[sizes.index(longest)].where}): give {name}_length={longest}, or leave those out"
-        )
-
-
-def _pad(
-    rows: Sequence[Sequence[int]], length: int, pad: int, *, left: bool
-) -> tuple[Int[np.ndarray, "N S"], Bool[np.ndarray, "N S"]]:
-    """Ids [N S] and their mask [N S], padded on the left or on the right."""
-    sizes = np.asarray([len(row) for row in rows])[:, None]
-    places = np.arange(length)[None, :]
-    mask = places >= length - sizes if left else places < sizes
-    ids = np.full(mask.shape, pad, np.int32)
-    ids[mask] = np.concatenate([np.asarray(row, np.int32) for row in rows])
-    return ids, mask
-
-
-def spelled(function: Callable[..., Any], argument: str, values: Mapping[str, Any]) -> str:
-    """`name:argument,key=value,...` as `spec.build` reads it, without the values that are the function's own defaults.
-
-    Raises ValueError for a value that cannot be written down so: text with a comma, lists, text that looks like a
-    number where the function does not say that it takes text.
-    """
-    parameters = inspect.signature(function).parameters
-    words = [f"{function.__name__}:{argument}"]
-    for key, value in sorted(values.items()):
-        known = key in parameters
-        if known and value == parameters[key].default:
-            continue
-        if not isinstance(value, str | int | float) or (isinstance(value, str) and not known and _looks_typed(value)):
-            raise ValueError(f"{key} takes true, false, a number or a word, not {value!r}")
-        words.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
-    for word in words:
-        if "," in word:
-            raise ValueError(f"{word!r} holds a comma, and could not be given on a command line")
-    return ",".join(words)
-
-
-def _looks_typed(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return text in ("true", "false", "True", "False")
-    return True

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxrl_llm.published import HUB_NAME
@@ -21,7 +21,7 @@ Rows = Iterator[tuple[str, Mapping[str, Any]]]
 """Where a row stands, for messages, and its fields."""
 
 
-def read_table(path: str, split: str, subset: str | None, columns: tuple[str, str]) -> Rows:
+def read_table(path: str, split: str, subset: str | None, columns: Sequence[str]) -> Rows:
     """Rows of the file or hub data set. Raises OSError or ValueError, with the row's place where it has one."""
     file = pathlib.Path(path)
     readers = {".json": _json, ".jsonl": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _parquet}
@@ -49,7 +49,7 @@ def _text(path: str) -> str:
     return text
 
 
-def _json(path: str, _: tuple[str, str]) -> Rows:
+def _json(path: str, _: Sequence[str]) -> Rows:
     """One list of objects, or one object per line. Numbers keep their spelling, as text."""
     text = _text(path)
     if text.lstrip().startswith("["):
@@ -83,7 +83,7 @@ def _record(value: Any, where: str) -> tuple[str, Mapping[str, Any]]:
     return where, value
 
 
-def _csv(path: str, _: tuple[str, str]) -> Rows:
+def _csv(path: str, _: Sequence[str]) -> Rows:
     """A header line, then rows with as many fields. Every field is text."""
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
@@ -100,12 +100,12 @@ def _csv(path: str, _: tuple[str, str]) -> Rows:
         raise ValueError(f"{path}: line {reader.line_num}: malformed CSV ({error})") from error
 
 
-def _parquet(path: str, columns: tuple[str, str]) -> Rows:
+def _parquet(path: str, columns: Sequence[str]) -> Rows:
     kind = pathlib.Path(path).suffix.removeprefix(".")
     return _columns(_load(path, kind, data_files=path, split="train"), path, columns)
 
 
-def _saved(path: str, split: str, subset: str | None, columns: tuple[str, str]) -> Rows:
+def _saved(path: str, split: str, subset: str | None, columns: Sequence[str]) -> Rows:
     """Of a folder that `save_to_disk` made, of one table or of one a split."""
     import datasets
 
@@ -121,7 +121,7 @@ def _saved(path: str, split: str, subset: str | None, columns: tuple[str, str]) 
     return _columns(found[split] if several else found, path, columns)
 
 
-def _hub(path: str, split: str, subset: str | None, columns: tuple[str, str]) -> Rows:
+def _hub(path: str, split: str, subset: str | None, columns: Sequence[str]) -> Rows:
     return _columns(_load(path, path, name=subset, split=split), path, columns)
 
 
@@ -138,7 +138,7 @@ def _load(path: str, kind: str, **options: Any) -> Any:
         raise ValueError(f"{path}: cannot be loaded: {type(cause).__name__}: {cause}{help_}") from error
 
 
-def _columns(table: Any, path: str, columns: tuple[str, str]) -> Rows:
+def _columns(table: Any, path: str, columns: Sequence[str]) -> Rows:
     """Rows of a `datasets.Dataset`, of which only the columns asked for are decoded."""
     for column in columns:
         if column not in table.column_names:

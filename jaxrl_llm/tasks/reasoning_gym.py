@@ -14,8 +14,9 @@ from typing import Any
 
 from jaxrl_llm.rewards.composite import read_composite
 from jaxrl_llm.rewards.pool import GraderPool
-from jaxrl_llm.spec import nearest
-from jaxrl_llm.tasks._host import Asking, HostTask, Question, host_task, spelled
+from jaxrl_llm.spec import nearest, spelled
+from jaxrl_llm.tasks._asking import Asking, Question
+from jaxrl_llm.tasks._host import HostTask, host_task
 
 CHUNK = 32
 """Questions made at a time."""
@@ -40,6 +41,7 @@ def reasoning_gym(  # noqa: PLR0913 (what the command line can set)
     tokenizer: str = "char",
     template: str = "plain",
     shots: int = 0,
+    until: str = "",
     workers: int = 2,
     seconds: float = 5.0,
     threshold: float = 1.0,
@@ -54,20 +56,21 @@ def reasoning_gym(  # noqa: PLR0913 (what the command line can set)
     these questions), "sentencepiece" (trained on them), a published model or a `.model` file. `template` and `shots`
     are those of `prompting.Prompting`: a layout (plain, qa, chat, FILE.jinja), also with a prior prompt
     (chat+planning), and how many solved examples are shown in front. `task_options` are the fields of the data set's
-    configuration. Each answer is graded within `seconds`, in one of `workers` processes. `reward` is a sum of parts of
-    the answer, such as correct-0.1*length (see `rewards.parts`).
+    configuration. An answer ends with one of the ASCII texts of `until` too (with || between them), and is read up to
+    that text. Each answer is graded within `seconds`, in one of `workers` processes. `reward` is a sum of parts of the
+    answer, such as correct-0.1*length (see `rewards.parts`).
 
     Raises:
         ValueError: a data set or option that does not exist, an option's value that the data set refuses, fewer
             different questions than wanted, a question or answer that does not fit, or reasoning-gym is missing.
     """
-    asking = Asking(tokenizer=tokenizer, template=template, shots=shots)
+    asking = Asking(tokenizer=tokenizer, template=template, shots=shots, until=until)
     _require_options(name, task_options)
     if size < 1 or heldout < 1 or not 0 <= split_seed < SEEDS or not 0 <= threshold <= 1:
         raise ValueError(f"size and heldout start at 1, split_seed is below {SEEDS}, and threshold is from 0 to 1")
     own = {"size": size, "heldout": heldout, "prompt_length": prompt_length, "answer_length": answer_length}
     own |= {"tokenizer": tokenizer, "workers": workers, "seconds": seconds, "threshold": threshold, "reward": reward}
-    own |= {"template": template, "shots": shots}
+    own |= {"template": template, "shots": shots, "until": until}
     composite = read_composite(reward)
     spec = spelled(reasoning_gym, name, own | {"split_seed": split_seed} | task_options)
     wanted = size + heldout + shots

@@ -3,15 +3,16 @@
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxrl_llm.rewards import worker
 from jaxrl_llm.rewards.composite import read_composite
 from jaxrl_llm.rewards.finals import after_hashes, last_boxed
 from jaxrl_llm.rewards.pool import GraderPool
-from jaxrl_llm.spec import nearest
-from jaxrl_llm.tasks._host import Asking, HostTask, Question, host_task, spelled
+from jaxrl_llm.spec import nearest, spelled
+from jaxrl_llm.tasks._asking import Asking, Question
+from jaxrl_llm.tasks._host import HostTask, host_task
 from jaxrl_llm.tasks._tables import Rows, read_table
 
 # How an answer is compared -> the grader, and what takes the truth out of the column of answers (None: all of it is).
@@ -38,6 +39,8 @@ def rows(  # noqa: PLR0913 (what the command line can set)
     tokenizer: str = "char",
     template: str = "plain",
     shots: int = 0,
+    until: str = "",
+    limit: str = "",
     split: str = "train",
     subset: str | None = None,
     workers: int = 2,
@@ -55,14 +58,16 @@ def rows(  # noqa: PLR0913 (what the command line can set)
     questions; `split_seed` chooses them. `tokenizer` is "char" (the characters of these rows), "sentencepiece" (trained
     on them), a published model or a `.model` file. `template` and `shots` are those of `prompting.Prompting`: a layout
     (plain, qa, chat, FILE.jinja), also with a prior prompt (chat+planning), and how many solved examples are shown in
-    front. A row may come twice, and counts once.
+    front. An answer ends with one of the ASCII texts of `until` too (with || between them), and is read up to it.
+    `limit` is a column of how many tokens an answer to the row may have, where that is less than `answer_length`. A row
+    may come twice, and counts once.
 
     Raises:
         ValueError: a name that does not exist, with the nearest one; a row that is malformed, lacks a field, has
             nothing in it, or whose answer would not match itself, with file, place and field; a row that does not fit.
         OSError: a file that cannot be read.
     """
-    asking = Asking(tokenizer=tokenizer, template=template, shots=shots)
+    asking = Asking(tokenizer=tokenizer, template=template, shots=shots, until=until)
     if match not in MATCHES:
         raise ValueError(f"there is no match {match!r}{nearest(match, list(MATCHES))}")
     grader, final = MATCHES[match]
@@ -71,9 +76,10 @@ def rows(  # noqa: PLR0913 (what the command line can set)
         raise ValueError("math-verify is not installed: pip install 'jaxrl_llm[tasks]'")
     own = {"prompt": prompt, "answer": answer, "match": match, "heldout": heldout, "prompt_length": prompt_length}
     own |= {"answer_length": answer_length, "tokenizer": tokenizer, "split": split, "subset": subset}
-    own |= {"reward": reward, "template": template, "shots": shots}
+    own |= {"reward": reward, "template": template, "shots": shots, "until": until, "limit": limit}
     spec = spelled(rows, path, own | {"workers": workers, "seconds": seconds, "split_seed": split_seed})
-    questions = _questions(read_table(path, split, subset, (prompt, answer)), prompt, answer)
+    columns = [prompt, answer, *([limit] if limit else [])]
+    questions = _questions(read_table(path, split, subset, columns), columns)
     questions = [_with_truth(q, answer, match) for q in questions] if final else questions
     if not questions:
         raise ValueError(f"{path}: there is no row")
@@ -96,15 +102,19 @@ def _heldout_count(heldout: float, questions: int) -> int:
     return int(heldout)
 
 
-def _questions(table: Rows, prompt: str, answer: str) -> list[Question]:
-    """The rows as questions. Raises ValueError for the first field that is absent or holds no text."""
+def _questions(table: Rows, columns: Sequence[str]) -> list[Question]:
+    """The rows as questions, of the columns of prompts, of answers, and of limits if there is one.
+
+    Raises ValueError for the first field that is absent or holds no text, or no limit.
+    """
     found, seen, lacking = [], set(), []
     for where, row in table:
         seen |= set(row)
-        lacking += [(where, column) for column in (prompt, answer) if column not in row]
+        lacking += [(where, column) for column in columns if column not in row]
         if not lacking:
-            asked, answered = (_content(row[column], f"{where}: field {column!r}") for column in (prompt, answer))
-            found.append(Question(prompt=asked, answer=answered, item={"truth": answered}, where=where))
+            asked, answered, *more = (_content(row[column], f"{where}: field {column!r}") for column in columns)
+            limit = _limit(more[0], f"{where}: field {columns[2]!r}") if more else None
+            found.append(Question(prompt=asked, answer=answered, item={"truth": answered}, where=where, limit=limit))
     for where, column in lacking[:1]:
         if column not in seen:
             raise ValueError(f"{where}: there is no column {column!r}{nearest(column, sorted(seen))}")
@@ -127,6 +137,12 @@ def _content(value: Any, where: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} holds half a character ({text[error.start]!r} at position {error.start})") from error
     return text
+
+
+def _limit(text: str, where: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
+        raise ValueError(f"{where} must be a number of tokens, 1 or more, not {text!r}")
+    return int(text)
 
 
 def _with_truth(q: Question, column: str, match: str) -> Question:

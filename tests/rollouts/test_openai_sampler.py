@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import socket
+import string
 import threading
 import time
 
@@ -25,8 +26,9 @@ from jaxrl_llm.rollouts.hand_over import by_folder, vllm_order
 from jaxrl_llm.rollouts.openai_sampler import OpenAISampler, Patience
 from jaxrl_llm.rollouts.sampler import Sampler, on_device
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
-from jaxrl_llm.rollouts.stopping import Stopping
+from jaxrl_llm.rollouts.stopping import Stopping, StopStrings
 from jaxrl_llm.sharding import MeshShape, make_mesh, state_shardings
+from jaxrl_llm.tokenizers import CharTokenizer
 
 P, G, L, T = 3, 4, 5, 6
 STOPPING = Stopping(eos=(EOS,), pad=0, length=T)
@@ -75,9 +77,37 @@ def test_answers_are_those_of_the_server_and_no_text_is_read():
     assert 1 < stub.most <= QUICK.together
     body = stub.asked[0][2]
     assert {"model": "m", "n": 1, "max_tokens": T, "stop_token_ids": [EOS], "top_k": -1}.items() <= body.items()
+    assert {"stop": [], "include_stop_str_in_output": True, "no_stop_trim": True}.items() <= body.items()
     assert {"temperature": 1.0, "top_p": 1.0, "return_token_ids": True, "logprobs": 1}.items() <= body.items()
     assert stub.asked[0][0] == "/v1/completions"
     assert "Authorization" not in stub.asked[0][1]
+
+
+def test_stop_strings_and_limits_are_those_of_each_answer():
+    """The server is told both, and what it gives back is held against both."""
+    letters = CharTokenizer(string.ascii_letters[: VOCAB - 3])
+    strings = StopStrings.of(letters, ("cd", "f"))
+    stopping = dataclasses.replace(STOPPING, strings=strings)
+    limit = jnp.asarray([[1, 2, 3, 9], [6, 5, 4, 6], [6, 6, 6, 2]])
+    c, d, f, x = letters.encode("cdfx")
+
+    def behave(body, path, tries):
+        """Answers of each kind: c d, an f at the limit, x up to the limit; first one that goes on or breaks off."""
+        most = body["max_tokens"]
+        kinds = [[c, d], [x] * (most - 1) + [f], [x] * most]
+        ids = kinds[body["seed"] % 3][:most]
+        wrong = [[f, x], [x] * (most + 1), [c] * max(most - 1, 0)][body["seed"] % 3]
+        ids = wrong if tries == 1 else ids
+        return 200, reply(body, ids, [-1.0] * len(ids))
+
+    with serving(Stub(behave)) as url:
+        stub_sampler = OpenAISampler(Server(url=url, model="m"), VOCAB, patience=QUICK)
+        out = stub_sampler(None, *asked(), SamplingRules(), stopping, limit)
+    seeds, most = np.asarray(random.answer_seeds(asked()[2])) % 3, np.minimum(limit, T)
+    assert set(seeds.ravel()) == {0, 1, 2}
+    np.testing.assert_array_equal(out.acted.sum(axis=-1), np.where(seeds == 0, np.minimum(2, most), most))
+    np.testing.assert_array_equal(out.truncated, (seeds == 2) | (seeds == 0) & (most == 1))
+    assert stub_sampler.counts["malformed"] == P * G
 
 
 def test_the_device_sampler_has_the_same_signature():

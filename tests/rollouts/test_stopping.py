@@ -95,3 +95,20 @@ def test_ends_and_limits_only_cut_what_would_have_been_sampled():
 def test_answers_to_a_task_end_as_it_says():
     task = addition(digits=1)
     assert Stopping.of(task) == dataclasses.replace(PLAIN, length=task.answer_length)
+
+
+def test_the_host_finds_the_token_that_completes_a_string_where_the_device_does():
+    tokenizer, rng = Words(), np.random.default_rng(1)
+    stop = StopStrings.of(tokenizer, ("aaab", "bb", "</a"))
+    ids, length = rng.integers(2, tokenizer.vocab_size, (200, 14)), rng.integers(0, 15, 200)
+    acted = np.arange(14) < length[:, None]
+    found = stop.completed_by(ids, acted)
+    for row, size, marks in zip(ids, length, found, strict=True):
+        first = complete_at(tokenizer, stop.strings, row[:size].tolist())
+        np.testing.assert_array_equal(np.flatnonzero(marks), [first - 1] if first <= size else [])
+    assert 20 < found.sum() < 180
+
+
+def test_what_is_read_stands_in_front_of_the_first_string():
+    stop = StopStrings.of(Words(), ("</a", "bb"))
+    assert [stop.cut(text) for text in ("abb</a", "a</abb", "ab", "</a", "")] == ["a", "a", "ab", "", ""]
