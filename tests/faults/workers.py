@@ -1,6 +1,6 @@
 """Workers that are killed, frozen or put to sleep at random moments of a supervised run of several processes.
 
-    python tests/faults/workers.py --count 10 --procs 2 --devices 2 --seed 0
+    python tests/faults/workers.py --count 10 --procs 2 --devices 1 --seed 0
 
 One run under `jaxrl-llm supervise` is struck `count` times in each way, in random order:
 
@@ -34,7 +34,7 @@ TRAIN = shlex.split("""
     train --task digit_sort,length=2,heldout=20 --prompts-per-step 8 --answers-per-prompt 4 --eval-every 100000
     --eval-problems 8 --eval-samples 2 --checkpoint-every 5 --samples-every 7 --warmup.max-steps 0 --model.layers 1
     --model.width 16 --model.heads 2 --model.kv-heads 1 --model.head-size 8 --model.mlp-width 16 --learning-rate 1e-2
-    --quiet
+    --mesh.data -1 --mesh.fsdp 1 --quiet
 """)
 
 
@@ -109,7 +109,7 @@ def strike(
 ) -> dict:
     """One strike: what was done, how long the notice and the next new step took, and what is wrong; "" is nothing."""
     kind = options.order[number]
-    at, rank = last_step(folder) + draws.randrange(1, 30), draws.randrange(options.procs)
+    at, rank = last_step(folder) + draws.randrange(1, 9), draws.randrange(options.procs)
     outcome = {"kind": kind, "rank": rank, "step": None, "notice": None, "new_step": None, "wrong": ""}
     if not await_that(lambda: last_step(folder) >= at, supervisor, options.limit):
         return outcome | {"wrong": f"never came to step {at}"}
@@ -163,8 +163,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10, help="strikes of each kind")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--procs", type=int, default=2, help="processes of the run")
-    parser.add_argument("--devices", type=int, default=2, help="forced CPU devices of each")
-    parser.add_argument("--steps", type=int, help="default: 60 for each strike")
+    parser.add_argument("--devices", type=int, default=1, help="forced CPU devices of each")
+    parser.add_argument("--steps", type=int, help="default: 20 for each strike")
     parser.add_argument("--floor", type=float, default=5.0, help="seconds without a sign of life, at least")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for each part of a strike")
     parser.add_argument("--seed", type=int, default=0)
@@ -176,7 +176,7 @@ def main() -> None:
     draws = random.Random(options.seed)
     options.order = options.kinds * options.count
     draws.shuffle(options.order)
-    options.steps = options.steps or 60 * len(options.order)
+    options.steps = options.steps or 20 * len(options.order)
     whole = start(options, options.work / "whole")
     try:
         whole.wait(10 * options.limit)
