@@ -4,7 +4,7 @@ import pathlib
 import re
 
 from jaxrl_llm import recipe_table, spec, tasks
-from jaxrl_llm.metrics import glossary_markdown
+from jaxrl_llm.glossary import glossary_markdown
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 ANSWERS = README.parent / "experiments" / "results"

@@ -1,55 +1,237 @@
-"""Checkpoints of a run, written by Orbax in the background and complete or absent."""
+"""Checkpoints of a run: written by Orbax in the background, complete or absent, and checked bit by bit when read."""
 
+import dataclasses
 import pathlib
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
+from jaxrl_llm import manifest
+from jaxrl_llm.distributed import RankError, is_first, together
+from jaxrl_llm.glossary import meaning
+from jaxrl_llm.manifest import DamageError
+from jaxrl_llm.sharding import parts_here
+
+PATIENCE = 1800.0
+"""Seconds that a checkpoint may take to reach the disk."""
+
 
 class CheckpointError(ValueError):
-    """A checkpoint that is asked for and is not there."""
+    """A checkpoint that cannot be written, or one that is asked for and is not there or not what was saved."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keep:
+    """Which checkpoints stay beside the newest `Config.keep_checkpoints`. It changes no number of a run."""
+
+    every: int = 0  # those whose step is a multiple of this; 0: none
+    best: str = ""  # that with the highest figure of this name, such as eval/accuracy, among those at an evaluation
+
+    def __post_init__(self):
+        if self.every < 0:
+            raise ValueError(f"keep.every must be 0 or more, not {self.every}")
+        if self.best and not (meaning(self.best) and self.best.startswith("eval/")):
+            raise ValueError(f"keep.best must be a held-out figure such as eval/accuracy, not {self.best!r}")
+
+
+def kept(metrics: Mapping[int, Mapping[str, float]], last: int, keep: Keep) -> set[int]:
+    """The steps that stay, of those whose figures are given."""
+    steps = sorted(metrics)
+    stay = set(steps[-last:]) | {step for step in steps if keep.every and step % keep.every == 0}
+    known = [step for step in steps if keep.best in metrics[step]]
+    return stay | set(sorted(known, key=lambda step: metrics[step][keep.best])[-1:])  # of equal ones the newest
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints of a folder, by step."""
+    """The checkpoints of a folder, by step: the newest `last`, and what else is to be kept.
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2):
+    One is saved at a time. It counts once its manifests are there (see `manifest`), and only then are older ones
+    deleted, so whatever happens while one is written, the one before it can be read.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        last: int = 2,
+        keep: Keep | None = None,
+        tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    ):
         import orbax.checkpoint as ocp
 
-        self._ocp = ocp
-        self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self.folder, self._last, self._keep, self._tell = folder.absolute(), last, keep or Keep(), tell
+        self._store = ocp.StandardCheckpointer(async_options=ocp.AsyncOptions(timeout_secs=int(PATIENCE)))
+        self._saving: _Saving | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        try:
+            self.wait()
+            self._store.close()
+        except Exception as error:  # what is under way already says more
+            if kind is None:
+                raise
+            self._tell(str(error))
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints."""
+        return [step for step in self._folders() if manifest.is_finished(self._path(step))]
+
+    def _folders(self) -> list[int]:
+        """Steps of all checkpoints, finished or not."""
+        there = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(int(path.name) for path in there if path.name.isdecimal())
 
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint; None: there is none."""
-        return self._manager.latest_step()
+        """Step of the newest finished checkpoint; None: there is none."""
+        return max(self.steps(), default=None)
 
-    def save(self, step: int, tree: Any) -> None:
-        """Copy the tree off the devices and write it in the background; a step that is there already stays."""
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=self._ocp.args.StandardSave(tree))
+    def save(self, step: int, tree: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Copy the tree off the devices and write it in the background; a step that is there already stays.
+
+        `metrics` are the held-out figures of the step, if it was evaluated. Raises CheckpointError where the checkpoint
+        before this one could not be written.
+        """
+        self.wait()
+        if step in self._folders():
+            return
+        leaves = {name: parts_here(x) for name, x in manifest.named(tree)}
+        try:
+            self._store.save(self._path(step), tree)
+        except Exception as error:  # Orbax and its store raise whatever the system gives them
+            raise self._failure(step, error) from error
+        self._saving = _Saving(step, lambda: self._finish(step, leaves, metrics or {}))
 
     def wait(self) -> None:
-        """Block until all that was saved is on the disk."""
-        self._manager.wait_until_finished()
+        """Block until all that was saved is on the disk. Raises CheckpointError where it cannot be."""
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        error = saving.outcome()
+        if error is not None:
+            raise self._failure(saving.step, error) from error
 
     def restore(self, like: Any, step: int | None = None) -> Any:
-        """The tree of a step (default: the newest), each leaf with the shape, type and sharding of that in `like`.
+        """The tree of a step (default: the newest good one), each leaf with shape, type and sharding of that in `like`.
 
-        Raises CheckpointError where the step does not exist.
+        A damaged or unfinished step is named and passed over where no step is asked for. Raises CheckpointError where
+        the step, or any good one, does not exist.
         """
-        steps = sorted(self._manager.all_steps())
-        step = self.latest() if step is None else step
-        if step not in steps:
-            raise CheckpointError(f"{self.folder} holds no checkpoint of step {step} (there are: {steps or 'none'})")
-        return self._manager.restore(step, args=self._ocp.args.StandardRestore(like))
+        steps = self._folders()
+        if step is not None:
+            if step not in steps:
+                raise CheckpointError(
+                    f"{self.folder} holds no checkpoint of step {step} (there are: {steps or 'none'})"
+                )
+            return self._read(like, step)
+        return self._newest(like)[1]
+
+    def _newest(self, like: Any) -> tuple[int, Any]:
+        steps = self._folders()
+        for step in reversed(steps):
+            try:
+                return step, self._read(like, step)
+            except (CheckpointError, RankError) as error:
+                self._tell(str(error))
+        raise CheckpointError(f"{self.folder} holds no checkpoint that can be used (there are: {steps or 'none'})")
+
+    def take_up(self, like: Any) -> tuple[int, Any] | None:
+        """The newest good step and its tree, to go on from: everything else that is not good is deleted.
+
+        None where nothing was finished before the first step, so that nothing is lost by starting over. Raises
+        CheckpointError where there are steps and none of them is good.
+        """
+        steps, good = self._folders(), self.steps()
+        if not good and steps in ([], [0]):
+            self.clear()
+            return None
+        step, tree = self._newest(like)
+        together(lambda: self._tidy([s for s in steps if s > step or s not in good]))
+        return step, tree
+
+    def clear(self) -> None:
+        """Delete all of them: a run starts over."""
+        together(lambda: self._tidy(self._folders()))
+
+    def _read(self, like: Any, step: int) -> Any:
+        folder = self._path(step)
+
+        def read() -> Any:
+            try:
+                manifest.require_files(folder)
+                return self._store.restore(folder, like)
+            except DamageError as error:
+                raise CheckpointError(str(error)) from error
+            except Exception as error:  # a damaged file may make the readers raise anything
+                raise CheckpointError(f"{folder} cannot be read: {_brief(error)}") from error
+
+        def check() -> None:
+            try:
+                manifest.require_leaves(folder, tree)
+            except DamageError as error:
+                raise CheckpointError(str(error)) from error
+
+        tree = together(read)
+        together(check)
+        return tree
+
+    def _finish(self, step: int, leaves: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        self._store.wait_until_finished()
+        manifest.write_manifest(self._path(step), leaves, metrics, jax.process_index(), jax.process_count())
+        known = {s: manifest.read_manifests(self._path(s))[0]["metrics"] for s in self.steps()}
+        self._delete([s for s in known if s not in kept(known, self._last, self._keep)])
+
+    def _tidy(self, steps: list[int]) -> None:
+        """Delete these steps, and what an interrupted save has left."""
+        self._delete(steps)
+        for rest in self.folder.glob("*.orbax-checkpoint-tmp*") if is_first() else ():
+            shutil.rmtree(rest)
+
+    def _delete(self, steps: list[int]) -> None:
+        for step in steps if is_first() else ():
+            manifest.forget(self._path(step))
+            shutil.rmtree(self._path(step))
+
+    def _path(self, step: int) -> pathlib.Path:
+        return self.folder / str(step)
+
+    def _failure(self, step: int, error: BaseException) -> CheckpointError:
+        good = [s for s in self.steps() if s != step]
+        last = f"the newest good one is that of step {good[-1]}" if good else "there is none before it"
+        return CheckpointError(f"{self._path(step)} could not be saved: {_brief(error)}; {last}")
+
+
+class _Saving:
+    """The rest of a save, on a thread that nobody waits for at the end of the program."""
+
+    def __init__(self, step: int, work: Callable[[], None]):
+        self.step, self._error = step, None
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True, name=f"checkpoint {step}")
+        self._thread.start()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # raised again by whoever waits
+            self._error = error
+
+    def outcome(self) -> BaseException | None:
+        """Wait for it; what went wrong."""
+        self._thread.join(PATIENCE)
+        if self._thread.is_alive():
+            return TimeoutError(f"it has not reached the disk within {PATIENCE:g} s")
+        return self._error
+
+
+def _brief(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def abstract(shapes: Any, shardings: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxrl_llm import recipes, schedules, spec, tasks
+from jaxrl_llm.checkpoint import Keep
 from jaxrl_llm.config import Config
 from jaxrl_llm.distributed import ALONE, Processes, RankError, connect, leave
 from jaxrl_llm.estimators import Question
@@ -22,6 +23,7 @@ def train(
     out: pathlib.Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    keep: Keep = Keep(),  # noqa: B008 (frozen)
     processes: Annotated[Processes, tyro.conf.arg(name="")] = ALONE,
     progress_file: pathlib.Path | None = None,
 ) -> None:
@@ -32,6 +34,7 @@ def train(
         out: Folder of the run; default: runs/TASK-RECIPE-seedN.
         resume: Go on from the newest checkpoint in that folder; the numbers are those of a run that never stopped.
         quiet: Show only the table at the end.
+        keep: Checkpoints that stay beside the newest ones.
         processes: Several processes as one run.
         progress_file: Where signs of life are written, for `jaxrl-llm supervise`.
     """
@@ -43,10 +46,10 @@ def train(
     if progress_file is not None:
         heartbeat.start(progress_file)
     try:
-        result = run(config, out, resume=resume, quiet=quiet)
+        result = run(config, out, resume=resume, quiet=quiet, keep=keep)
     except StoppedError as error:
         print(f"jaxrl-llm: {error}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(error.status)
     except NonFiniteError as error:
         print(f"jaxrl-llm: {error}", file=sys.stderr)
         sys.exit(1)
@@ -214,7 +217,8 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 the run failed, 2 the request was wrong, 130 stopped on request."""
+    """Entry point. Exit status: 0 done, 1 the run failed, 2 the request was wrong, 130 stopped by
+    SIGINT; SIGTERM is 0, once all is saved."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _keep_compiled_programs()
     try:

@@ -32,6 +32,7 @@ class Journal:
         self.programs, self.log, self.progress, self.tokens = programs, log, progress, tokens
         self.pending: tuple | None = None
         self.evaluation: dict[str, float] = {}
+        self.evaluated: int | None = None  # the step of that evaluation
         self.mark, self.aside = time.perf_counter(), 0.0
 
     def put(
@@ -45,10 +46,16 @@ class Journal:
         """Add held-out figures to the row that waits."""
         jax.block_until_ready(params)  # or the step would count as evaluation
         began = time.perf_counter()
-        self.evaluation = evaluator(params, step)
+        self.evaluation, self.evaluated = evaluator(params, step), step
         seconds = time.perf_counter() - began
         self.aside += seconds
         self.pending[3].update(self.evaluation, **{"perf/eval_seconds": seconds})
+
+    def sync(self) -> None:
+        """Write the row that waits, and wait until the disk has all rows."""
+        self.flush()
+        if self.log is not None:
+            self.log.sync()
 
     def flush(self) -> None:
         """Write the row that waits, if one does. Raises NonFiniteError when too many updates were refused."""

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxrl_llm.display import before_after_rows, constant_verdict
-from jaxrl_llm.metrics import meaning, wilson_interval
+from jaxrl_llm.glossary import meaning
+from jaxrl_llm.metrics import wilson_interval
 from jaxrl_llm.report_plots import (
     MOST_POINTS,
     STYLE,

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
-from jaxrl_llm.metrics import Curve, RunError, meaning, read_metrics, read_samples, run_folder, wilson_interval
+from jaxrl_llm.glossary import meaning
+from jaxrl_llm.metrics import Curve, RunError, read_metrics, read_samples, run_folder, wilson_interval
 
 # Okabe and Ito's palette, which stays apart for the colour-blind, without its yellow, which is lost on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -126,6 +126,14 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(jax.tree.unflatten(structure, leaves))
 
 
+def parts_here(x: jax.Array) -> list[tuple[tuple[slice, ...], np.ndarray]]:
+    """Copies of the parts of an array that this process answers for, each with its place: of all processes together
+    they are the whole array, once."""
+    mine = [shard for shard in x.addressable_shards if shard.replica_id == 0]
+    where = [tuple(slice(*s.indices(n)[:2]) for s, n in zip(shard.index, x.shape, strict=True)) for shard in mine]
+    return [(place, np.array(shard.data)) for place, shard in zip(where, mine, strict=True)]
+
+
 def _whole_here(x: jax.Array) -> bool:
     return x.is_fully_addressable or x.is_fully_replicated
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jaxrl_llm import heartbeat
 from jaxrl_llm.agreement import StepCheck, require_equal_start
-from jaxrl_llm.checkpoint import Checkpoints
+from jaxrl_llm.checkpoint import Checkpoints, Keep
 from jaxrl_llm.config import Config
 from jaxrl_llm.display import Progress, before_after_table
 from jaxrl_llm.distributed import RankError, any_process, first, is_first, lone_errors_end_it, several, together
@@ -36,9 +36,15 @@ from jaxrl_llm.sharding import must_block
 from jaxrl_llm.warmup import attempts, warm_up
 from jaxrl_llm.watch import Watch
 
+ELSEWHERE = "the stop of another process"
+
 
 class StoppedError(RuntimeError):
-    """The run was asked to stop, and has saved what it needs to go on."""
+    """The run was asked to stop, and has saved what it needs to go on. `status`: that of a program which then ends."""
+
+    def __init__(self, cause: str, message: str):
+        super().__init__(f"{cause}{message}")
+        self.status = 130 if cause == "SIGINT" else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +66,13 @@ def train(
     quiet: bool = False,
     console: Console | None = None,
     sampler: Sampler | None = None,
+    keep: Keep | None = None,
 ) -> Result:
     """Run a configuration from warm-up to report; everything stands in the folder `out` (default: runs/...).
 
     With `resume` the run in that folder goes on from its newest checkpoint, with the numbers of one that never stopped.
-    A `sampler` draws answers of training elsewhere. SIGINT and SIGTERM end the run after the step, with a checkpoint.
+    A checkpoint that is damaged or unfinished is named and passed over; `keep` says which stay beside the newest. A
+    `sampler` draws answers of training elsewhere. SIGINT and SIGTERM end the run after the step, with a checkpoint.
 
     Several processes (`distributed.connect`) call it alike, on a file system that all of them see; process 0 writes.
 
@@ -87,10 +95,11 @@ def train(
         batch=config.eval_batch,
     )
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.keep_checkpoints))
-        reference_store = stack.enter_context(Checkpoints(folder / "reference", 1))
-        start = checkpoints.latest() if resume else None
         stop = stack.enter_context(stoppable())
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.keep_checkpoints, keep))
+        reference_store = stack.enter_context(Checkpoints(folder / "reference", 1))
+        found = checkpoints.take_up(programs.state_like()) if resume else None
+        start = found and found[0]
         progress = stack.enter_context(
             Progress(
                 config.steps,
@@ -106,13 +115,14 @@ def train(
         if start is None:
             params, summary = _begin(programs, evaluator, progress, stop, folder)
             heartbeat.beat("begin")
+            reference_store.clear()  # of a start that was cut short
             reference_store.save(0, params)
             reference_store.wait()
             state, reference = programs.begin(params)
             first(lambda: write_json(folder / "summary.json", summary))
             checkpoints.save(0, state)
         else:
-            state = checkpoints.restore(programs.state_like())
+            state = found[1]
             reference = programs.trained.reference(reference_store.restore(programs.trained.params_like()))
             summary = read_summary(folder)
             if config.recipe.screening:
@@ -151,7 +161,7 @@ def _begin(
     asked = lambda: any_process(stop.requested is not None)  # noqa: E731
     params, outcome = warm_up(programs, evaluator, progress.warmup, asked)
     if asked():
-        raise StoppedError(f"{stop.requested} during warm-up: nothing is saved yet, --resume starts over")
+        raise StoppedError(stop.requested or ELSEWHERE, " during warm-up: nothing is saved yet, --resume starts over")
     constant = best_constant(programs.task, evaluator.problems)
     summary = {
         "warmup": outcome,
@@ -218,12 +228,12 @@ def _loop(
         if step % c.checkpoint_every == 0 or last or asked:
             heartbeat.beat("save", step)
             # Rows first: a checkpoint must never know a step that the log does not.
-            journal.flush()
-            checkpoints.save(step, state)
+            journal.sync()
+            checkpoints.save(step, state, journal.evaluation if journal.evaluated == step else None)
         if asked and not last:
             checkpoints.wait()
-            cause = stop.requested or "another process was stopped"
-            raise StoppedError(f"{cause}: step {step} of {c.steps} is saved; --resume goes on from there")
+            saved = f": step {step} of {c.steps} is saved; --resume goes on from there"
+            raise StoppedError(stop.requested or ELSEWHERE, saved)
     journal.flush()
     if check:
         check.finish()

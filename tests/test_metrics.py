@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm import metrics
-from jaxrl_llm.metrics import MetricsLog, RunError, glossary_markdown, meaning, read_metrics, read_samples, run_folder
+from jaxrl_llm import glossary, metrics
+from jaxrl_llm.glossary import glossary_markdown, meaning
+from jaxrl_llm.metrics import MetricsLog, RunError, read_metrics, read_samples, run_folder
 
 SAMPLE = {"prompt": "1+1=", "answer": "2", "reward": 1.0, "advantage": 0.5, "truncated": False}
 
@@ -235,10 +236,10 @@ def test_the_glossary_table_has_a_row_for_each_name():
     lines = glossary_markdown().splitlines()
     assert lines[:2] == ["| metric | meaning |", "|---|---|"]
     names = [line.split("`")[1] for line in lines[2:]]
-    assert names == [*metrics.GLOSSARY, *(family for family, _, _ in metrics.FAMILIES)]
+    assert names == [*glossary.GLOSSARY, *(family for family, _, _ in glossary.FAMILIES)]
     assert {"reward/component/NAME", "eval/pass@N", "variance/NAME/cos"} <= set(names)
     assert all(line.replace("\\|", "").count("|") == 3 for line in lines[2:])
-    assert all(text and "\n" not in text for text in metrics.GLOSSARY.values())
+    assert all(text and "\n" not in text for text in glossary.GLOSSARY.values())
 
 
 @pytest.mark.parametrize(

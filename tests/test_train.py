@@ -11,9 +11,10 @@ from rich.console import Console
 
 from jaxrl_llm import recipes, spec, tasks
 from jaxrl_llm.config import Config, WarmUp
+from jaxrl_llm.glossary import meaning
 from jaxrl_llm.inspect_run import evaluate_run, sample_run
 from jaxrl_llm.journal import NonFiniteError
-from jaxrl_llm.metrics import RunError, meaning, read_metrics, read_samples
+from jaxrl_llm.metrics import RunError, read_metrics, read_samples
 from jaxrl_llm.policies.config import DecoderConfig
 from jaxrl_llm.rollouts.sampling import SamplingRules
 from jaxrl_llm.train import train
