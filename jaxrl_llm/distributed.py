@@ -162,7 +162,7 @@ def lone_errors_end_it(*shared: type[Exception]) -> Iterator[None]:
         if several() and not isinstance(error, shared) and TOLD not in getattr(error, "__notes__", ()):
             traceback.print_exc()
             sys.stderr.flush()
-            os._exit(exit_status(error))
+            os._exit(1)
         raise
 
 

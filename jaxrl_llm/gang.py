@@ -175,7 +175,8 @@ class Gang:
         dead = sorted((not _is_struck(code), rank) for rank, code in enumerate(codes) if code not in (None, 0, STOPPED))
         told = [f"process {rank} {_died(codes[rank])} {self.members[rank].where}" for _, rank in dead]
         cause = "; then ".join(told) + self._last_lines(dead[0][1])
-        if WRONG in codes:
+        # A lost peer may show as any error: only before the run has begun does this status say that the request is wrong.
+        if any(code == WRONG and not m.sign.get("begun") for code, m in zip(codes, self.members, strict=True)):
             return self._end(WRONG, cause)
         return self._end(1 if self.stopping is not None else None, cause)
 
