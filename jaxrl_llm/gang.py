@@ -165,7 +165,8 @@ class Gang:
     def _ended(self) -> End | None:
         codes = self._codes()
         if all(code in (0, STOPPED) for code in codes):
-            return self._end(max(codes), "stopped on request" if STOPPED in codes else "done")
+            asked = self.stopping is not None or STOPPED in codes
+            return self._end(max(codes), "stopped on request" if asked else "done")
         if all(code in (None, 0, STOPPED) for code in codes):
             return None
         deadline = time.monotonic() + SETTLE
@@ -175,7 +176,7 @@ class Gang:
         dead = sorted((not _is_struck(code), rank) for rank, code in enumerate(codes) if code not in (None, 0, STOPPED))
         told = [f"process {rank} {_died(codes[rank])} {self.members[rank].where}" for _, rank in dead]
         cause = "; then ".join(told) + self._last_lines(dead[0][1])
-        # A lost peer may show as any error: only before the run has begun does this status say that the request is wrong.
+        # A lost peer may show as any error: only before the run has begun does this status mean a wrong request.
         if any(code == WRONG and not m.sign.get("begun") for code, m in zip(codes, self.members, strict=True)):
             return self._end(WRONG, cause)
         return self._end(1 if self.stopping is not None else None, cause)
