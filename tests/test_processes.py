@@ -1,6 +1,10 @@
 """Several processes are one run: the same numbers, one writer, and an odd one is named. Real processes on loopback."""
 
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import gangs
 import numpy as np
@@ -63,3 +67,35 @@ def test_a_process_that_becomes_odd_is_named_by_all(deed, message, tmp_path):
     for rank, (status, text) in enumerate(gangs.finish(commands, tmp_path / "logs", 2)):
         assert status == 1, f"{rank}: {text[-3000:]}"
         assert message in text or (deed == "raise" and rank == 1 and "AttributeError" in text), text[-3000:]
+
+
+@pytest.mark.long
+def test_sigterm_to_the_supervisor_saves_one_step_on_all_and_the_run_goes_on(tmp_path):
+    out, whole = tmp_path / "run", gangs.train(tmp_path, 2, 1, "--steps", "60")
+    flags = [*gangs.FLAGS, "--steps", "60", "--out", str(out)]
+    care = ["-m", "jaxrl_llm", "supervise", "--procs", "2", "--logs", str(tmp_path / "logs"), "--"]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        supervisor = subprocess.Popen(
+            [sys.executable, *care, "train", *flags], env=gangs.environment(1), stdout=file, stderr=file
+        )
+    try:
+        deadline = time.monotonic() + 200
+        while (
+            not (out / "metrics.jsonl").exists() or not 3 < len((out / "metrics.jsonl").read_text().splitlines()) < 60
+        ):
+            assert supervisor.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(60) == 0, log.read_text()
+    finally:
+        supervisor.kill()
+    assert "stopped on request" in log.read_text()
+    last = gangs.rows(out)[-1]["step"]
+    assert last < 60
+    assert (out / "checkpoints" / str(last)).is_dir()
+    commands = [["-m", "jaxrl_llm", "train", *flags, "--resume", *rank] for rank in gangs.ranks(2)]
+    for status, text in gangs.finish(commands, tmp_path / "again", 1):
+        assert status == 0, text[-3000:]
+    assert gangs.rows(out) == gangs.rows(whole)
