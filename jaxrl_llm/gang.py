@@ -176,6 +176,8 @@ class Gang:
         dead = sorted((not _is_struck(code), rank) for rank, code in enumerate(codes) if code not in (None, 0, STOPPED))
         told = [f"{self._name(rank)} {_died(codes[rank])} {self.members[rank].where}" for _, rank in dead]
         cause = "; then ".join(told) + self._last_lines(dead[0][1])
+        if not any(_is_struck(code) for code in codes if code is not None) and None in codes:
+            cause += f"\n{self._stacks()}"  # who ended itself may have missed one that lives
         # A lost peer may show as any error: only before the run has begun does this status mean a wrong request.
         if any(code == WRONG and not m.sign.get("begun") for code, m in zip(codes, self.members, strict=True)):
             return self._end(WRONG, cause)
@@ -210,7 +212,7 @@ class Gang:
     def _stacks(self) -> str:
         """Let every process print its stacks into its log; where each of them is, one line a process."""
         begins = [member.log.stat().st_size for member in self.members]
-        frozen = [member.is_stopped() for member in self.members]
+        codes, frozen = self._codes(), [member.is_stopped() for member in self.members]
         for member, is_frozen in zip(self.members, frozen, strict=True):
             if not is_frozen:
                 member.signal(signal.SIGUSR1)
@@ -222,7 +224,7 @@ class Gang:
                 found = re.findall(r'File "(.*?)", line (\d+) in (\S+)', log.read().decode("utf-8", "replace"))
             ours = next((frame for frame in found if "jaxrl_llm" in frame[0]), found[0] if found else None)
             place = f"at {ours[2]} ({ours[0]}:{ours[1]})" if ours else "without a stack"
-            state = "frozen by SIGSTOP" if frozen[rank] else place
+            state = "frozen by SIGSTOP" if frozen[rank] else "has ended" if codes[rank] is not None else place
             lines.append(f"  {self._name(rank)} {member.where}: {state}; stacks in {member.log}")
         return "\n".join(lines)
 

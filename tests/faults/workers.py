@@ -31,10 +31,10 @@ import time
 ROOT = pathlib.Path(__file__).parents[2]
 KINDS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "sleep": signal.SIGUSR2}
 TRAIN = shlex.split("""
-    train --task digit_sort,length=2,heldout=20 --prompts-per-step 8 --answers-per-prompt 4 --eval-every 100000
+    train --task digit_sort,length=2,heldout=20 --prompts-per-step 4 --answers-per-prompt 2 --eval-every 100000
     --eval-problems 8 --eval-samples 2 --checkpoint-every 5 --samples-every 7 --warmup.max-steps 0 --model.layers 1
     --model.width 16 --model.heads 2 --model.kv-heads 1 --model.head-size 8 --model.mlp-width 16 --learning-rate 1e-2
-    --mesh.data -1 --mesh.fsdp 1 --quiet
+    --mesh.data -1 --mesh.fsdp 1 --no-measure-kl --quiet
 """)
 
 
@@ -88,7 +88,8 @@ def workers(supervisor: subprocess.Popen) -> list[int]:
         with contextlib.suppress(OSError):
             if int(path.read_text().rpartition(")")[2].split()[1]) == supervisor.pid:
                 words = path.with_name("cmdline").read_bytes().split(b"\0")
-                found[int(words[words.index(b"--process-id") + 1])] = int(path.parent.name)
+                if b"--process-id" in words:  # one that is being started has not become itself yet
+                    found[int(words[words.index(b"--process-id") + 1])] = int(path.parent.name)
     return [found[rank] for rank in sorted(found)]
 
 
