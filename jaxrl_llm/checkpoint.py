@@ -183,8 +183,9 @@ class Checkpoints:
     def _finish(self, step: int, leaves: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         self._store.wait_until_finished()
         manifest.write_manifest(self._path(step), leaves, metrics, jax.process_index(), jax.process_count())
-        known = {s: manifest.read_manifests(self._path(s))[0]["metrics"] for s in self.steps()}
-        self._delete([s for s in known if s not in kept(known, self._last, self._keep)])
+        if is_first():  # another would read what process 0 is deleting
+            known = {s: manifest.read_manifests(self._path(s))[0]["metrics"] for s in self.steps()}
+            self._delete([s for s in known if s not in kept(known, self._last, self._keep)])
 
     def _tidy(self, steps: list[int]) -> None:
         """Delete these steps, and what an interrupted save has left."""

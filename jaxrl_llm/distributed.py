@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 T = TypeVar("T")
+TOLD = "the other processes of the run were told, and stop too"  # a note on an error that is no longer a lone one
 
 
 class RankError(RuntimeError):
@@ -128,6 +129,7 @@ def together(fn: Callable[[], T]) -> T:
         error = raised
     every = [json.loads(text) for text in told(json.dumps(error and [exit_status(error), _named(error)]))]
     if error is not None:
+        error.add_note(TOLD)
         raise error
     for rank, failure in enumerate(every):
         if failure:
@@ -151,15 +153,16 @@ def _named(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def lone_errors_end_it(*shared: type[Exception]) -> Iterator[None]:
-    """An exception inside that is none of the `shared` ones, which all processes raise together, ends the process at
-    once: to unwind would be to wait for the others, which wait for this one. On a single process nothing changes."""
+    """An exception inside that is none of the `shared` ones, which all processes raise together, and was not told them
+    ends the process at once: to unwind would be to wait for the others, which wait for this one. On a single process
+    nothing changes."""
     try:
         yield
     except BaseException as error:
-        if several() and not isinstance(error, shared):
+        if several() and not isinstance(error, shared) and TOLD not in getattr(error, "__notes__", ()):
             traceback.print_exc()
             sys.stderr.flush()
-            os._exit(exit_status(error))
+            os._exit(1)
         raise
 
 

@@ -165,7 +165,8 @@ class Gang:
     def _ended(self) -> End | None:
         codes = self._codes()
         if all(code in (0, STOPPED) for code in codes):
-            return self._end(max(codes), "stopped on request" if STOPPED in codes else "done")
+            asked = self.stopping is not None or STOPPED in codes
+            return self._end(max(codes), "stopped on request" if asked else "done")
         if all(code in (None, 0, STOPPED) for code in codes):
             return None
         deadline = time.monotonic() + SETTLE
@@ -173,11 +174,18 @@ class Gang:
             time.sleep(POLL)
         codes = self._codes()
         dead = sorted((not _is_struck(code), rank) for rank, code in enumerate(codes) if code not in (None, 0, STOPPED))
-        told = [f"process {rank} {_died(codes[rank])} {self.members[rank].where}" for _, rank in dead]
+        told = [f"{self._name(rank)} {_died(codes[rank])} {self.members[rank].where}" for _, rank in dead]
         cause = "; then ".join(told) + self._last_lines(dead[0][1])
-        if WRONG in codes:
+        if not any(_is_struck(code) for code in codes if code is not None) and None in codes:
+            cause += f"\n{self._stacks()}"  # who ended itself may have missed one that lives
+        # A lost peer may show as any error: only before the run has begun does this status mean a wrong request.
+        if any(code == WRONG and not m.sign.get("begun") for code, m in zip(codes, self.members, strict=True)):
             return self._end(WRONG, cause)
         return self._end(1 if self.stopping is not None else None, cause)
+
+    def _name(self, rank: int) -> str:
+        """A single one here may have any number among those of other machines."""
+        return f"process {rank}" if self.care.procs > 1 else "the process"
 
     def _codes(self) -> list[int | None]:
         return [member.process.poll() for member in self.members]
@@ -197,14 +205,14 @@ class Gang:
         if not late:
             return None
         member = self.members[late[0]]
-        who = ", ".join(map(str, late))
-        cause = f"no sign of life from process {who} for {member.silence():.0f} s {member.where}"
+        who = ", ".join(self._name(rank) for rank in late)
+        cause = f"no sign of life from {who} for {member.silence():.0f} s {member.where}"
         return self._end(None, f"{cause} (limit {member.limit(self.care):.0f} s)\n{self._stacks()}")
 
     def _stacks(self) -> str:
         """Let every process print its stacks into its log; where each of them is, one line a process."""
         begins = [member.log.stat().st_size for member in self.members]
-        frozen = [member.is_stopped() for member in self.members]
+        codes, frozen = self._codes(), [member.is_stopped() for member in self.members]
         for member, is_frozen in zip(self.members, frozen, strict=True):
             if not is_frozen:
                 member.signal(signal.SIGUSR1)
@@ -216,8 +224,8 @@ class Gang:
                 found = re.findall(r'File "(.*?)", line (\d+) in (\S+)', log.read().decode("utf-8", "replace"))
             ours = next((frame for frame in found if "jaxrl_llm" in frame[0]), found[0] if found else None)
             place = f"at {ours[2]} ({ours[0]}:{ours[1]})" if ours else "without a stack"
-            state = "frozen by SIGSTOP" if frozen[rank] else place
-            lines.append(f"  process {rank} {member.where}: {state}; stacks in {member.log}")
+            state = "frozen by SIGSTOP" if frozen[rank] else "has ended" if codes[rank] is not None else place
+            lines.append(f"  {self._name(rank)} {member.where}: {state}; stacks in {member.log}")
         return "\n".join(lines)
 
     def _last_lines(self, rank: int) -> str:

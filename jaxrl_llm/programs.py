@@ -16,6 +16,7 @@ from jaxrl_llm import masked, published, random
 from jaxrl_llm.advantages import no_baseline, per_token
 from jaxrl_llm.checkpoint import abstract
 from jaxrl_llm.config import Config, ConfigError
+from jaxrl_llm.distributed import several
 from jaxrl_llm.grading import graded
 from jaxrl_llm.learner import Learner, TrainState
 from jaxrl_llm.losses import Objective, cross_entropy, token_mean
@@ -39,6 +40,8 @@ class Programs:
 
     def __init__(self, config: Config, devices: list | None = None, sampler: Sampler | None = None):
         """`sampler` draws the answers of training in place of the decode loop on the devices."""
+        if sampler is not None and several():
+            raise ConfigError("a sampler that draws answers elsewhere works with a single process only")
         self.sampler = sampler
         self.config, self.task, self.seed, self.runs = config, config.task, config.seed, None
         self.mesh = make_mesh(config.mesh, devices)

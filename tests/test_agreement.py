@@ -9,8 +9,9 @@ import pytest
 import tiny
 
 from jaxrl_llm import agreement, distributed
+from jaxrl_llm import programs as programs_file
 from jaxrl_llm.agreement import DisagreementError, StepCheck, bits_digest, data_digests, odd_one
-from jaxrl_llm.config import Config, WarmUp
+from jaxrl_llm.config import Config, ConfigError, WarmUp
 from jaxrl_llm.distributed import Processes, in_cluster, joined, share, summed, together
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.sharding import MeshShape
@@ -147,6 +148,12 @@ def test_one_process_asks_nobody(monkeypatch):
     monkeypatch.undo()
     assert summed({"timeouts": 2}) == {"timeouts": 2}
     assert summed({}) == {}
+
+
+def test_a_sampler_elsewhere_is_for_one_process(monkeypatch):
+    monkeypatch.setattr(programs_file, "several", lambda: True)
+    with pytest.raises(ConfigError, match="a single process only"):
+        Programs(Config(task=addition(digits=1), model=tiny.SMALL), sampler=lambda *_: None)
 
 
 @pytest.mark.parametrize(

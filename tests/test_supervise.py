@@ -60,6 +60,13 @@ def test_a_lost_process_is_named_and_all_resume(deed, message, tmp_path, capfd):
     assert "restart 1 of 3: resumed" in err
 
 
+def test_what_lives_on_is_looked_at_when_another_ends_itself(tmp_path, capfd):
+    watch(tmp_path, "1.1=abort", "1.0=freeze", procs=2, stall_floor=30.0)
+    err = capfd.readouterr().err
+    assert "process 1 was killed by SIGABRT" in err
+    assert "process 0 in stage 'step', step 4: frozen by SIGSTOP" in err
+
+
 def test_the_stack_of_what_hangs_is_in_its_log(tmp_path, capfd):
     watch(tmp_path, "1.0=sleep")
     err = capfd.readouterr().err

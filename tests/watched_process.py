@@ -47,9 +47,11 @@ def act(deed: str, asked: list[int]) -> None:
         signal.raise_signal(signal.SIGKILL)
     if deed == "freeze":
         signal.raise_signal(signal.SIGSTOP)
+    if deed == "abort":
+        signal.raise_signal(signal.SIGABRT)
     if deed in ("fail", "follow"):
         time.sleep(0.0 if deed == "fail" else 0.1)
-        sys.exit(1)
+        sys.exit(1 if deed == "fail" else 2)
     while deed in ("sleep", "deaf") or (deed == "wait" and not asked):
         time.sleep(0.02)
     if deed == "wait":
