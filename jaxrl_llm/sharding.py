@@ -35,8 +35,9 @@ class MeshShape:
 
     def __post_init__(self):
         sizes = [getattr(self, axis) for axis in AXES]
-        if any(size == 0 or size < -1 for size in sizes):
-            raise ValueError(f"mesh axes must be 1 or more, or -1 for the rest, not {sizes}")
+        for axis, size in zip(AXES, sizes, strict=True):
+            if size == 0 or size < -1:
+                raise ValueError(f"mesh.{axis}={size}: mesh axes must be 1 or more, or -1 for the rest")
         if sizes.count(-1) > 1:
             raise ValueError(f"at most one mesh axis may be -1, not {sizes}")
 

@@ -48,6 +48,7 @@ LAYERS = {
     "anchors": 3,
     "companions": 3,
     "measurements": 3,
+    "finite": 3,
     "learner": 3,
     "checkpoint": 3,
     "manifest": 3,

@@ -11,7 +11,7 @@ import tiny
 from learners import RECIPES, assert_same, compiled, distance, learner
 
 from jaxrl_llm import recipes
-from jaxrl_llm.learner import SITES
+from jaxrl_llm.finite import SITES
 
 POLICY, PARAMS = tiny.bigram()
 ROLLOUT = tiny.ragged(POLICY, PARAMS, noise=0.3)
@@ -112,7 +112,7 @@ def test_moments_that_overflow_are_refused():
         del state, params
         return jax.tree.map(jnp.zeros_like, grads), jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), grads)
 
-    assert_refused(learner(POLICY, MOVING, optax.GradientTransformation(init, update)), "parameter")
+    assert_refused(learner(POLICY, MOVING, optax.GradientTransformation(init, update)), "moment")
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_refused():
@@ -127,7 +127,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_refused():
 
 def test_a_policy_whose_logits_overflow_is_refused():
     steep = jax.tree.map(lambda x: x * 1e25, PARAMS)
-    assert_refused(learner(POLICY, RECIPES["grpo"]), "log-probability", params=steep)
+    assert_refused(learner(POLICY, RECIPES["grpo"]), "logit", params=steep)
 
 
 def test_every_update_of_an_epoch_is_counted():
