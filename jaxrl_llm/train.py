@@ -20,6 +20,7 @@ from jaxrl_llm.journal import Journal, NonFiniteError
 from jaxrl_llm.learner import TrainState
 from jaxrl_llm.metrics import MetricsLog, read_metrics
 from jaxrl_llm.policies.policy import Params
+from jaxrl_llm.preflight import require_room
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.report import write_report
 from jaxrl_llm.rollouts.sampler import Sampler
@@ -76,15 +77,13 @@ def train(
 
     Several processes (`distributed.connect`) call it alike, on a file system that all of them see; process 0 writes.
 
-    Raises ConfigError or RunError before anything is compiled, NonFiniteError after `max_nonfinite` refused updates in
-    a row (the site named, the parameters of the last good update saved), StoppedError when asked to stop.
+    Raises ConfigError or RunError before anything is compiled (where the devices lack memory: before anything runs),
+    NonFiniteError after `max_nonfinite` refused updates in a row (the site named, the parameters of the last good
+    update saved), StoppedError when asked to stop.
     """
     require_equal_start(config)
     folder = together(lambda: check_folder(config, out, resume))
     programs = Programs(config, sampler=sampler)
-    if not resume:
-        first(lambda: write_config(folder, config))
-    heartbeat.begun()
     evaluator = Evaluator(
         programs.policy,
         config.task,
@@ -94,6 +93,10 @@ def train(
         config.eval_samples,
         batch=config.eval_batch,
     )
+    together(lambda: require_room(programs, evaluator))
+    if not resume:
+        first(lambda: write_config(folder, config))
+    heartbeat.begun()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stoppable())
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.keep_checkpoints, keep))

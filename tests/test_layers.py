@@ -65,6 +65,7 @@ LAYERS = {
     "config_checks": 4,
     "trained": 4,
     "programs": 5,
+    "preflight": 5,
     "agreement": 5,
     "runs": 5,
     "warmup": 5,
