@@ -13,6 +13,7 @@ from jaxrl_llm import heartbeat
 from jaxrl_llm.agreement import StepCheck, require_equal_start
 from jaxrl_llm.checkpoint import Checkpoints, Keep
 from jaxrl_llm.config import Config
+from jaxrl_llm.determinism import verify
 from jaxrl_llm.display import Progress, before_after_table
 from jaxrl_llm.distributed import RankError, any_process, first, is_first, lone_errors_end_it, several, together
 from jaxrl_llm.evaluate import Evaluator, best_constant
@@ -68,12 +69,14 @@ def train(
     console: Console | None = None,
     sampler: Sampler | None = None,
     keep: Keep | None = None,
+    deterministic: bool = False,
 ) -> Result:
     """Run a configuration from warm-up to report; everything stands in the folder `out` (default: runs/...).
 
     With `resume` the run in that folder goes on from its newest checkpoint, with the numbers of one that never stopped.
     A checkpoint that is damaged or unfinished is named and passed over; `keep` says which stay beside the newest. A
     `sampler` draws answers of training elsewhere. SIGINT and SIGTERM end the run after the step, with a checkpoint.
+    `deterministic` demands the switches of the module `determinism`, and tries them.
 
     Several processes (`distributed.connect`) call it alike, on a file system that all of them see; process 0 writes.
 
@@ -94,6 +97,9 @@ def train(
         batch=config.eval_batch,
     )
     together(lambda: require_room(programs, evaluator))
+    if deterministic:
+        said = verify(programs.mesh)
+        first(lambda: (console or Console()).print(said))
     if not resume:
         first(lambda: write_config(folder, config))
     heartbeat.begun()

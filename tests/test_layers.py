@@ -64,6 +64,7 @@ LAYERS = {
     "config": 4,
     "config_checks": 4,
     "trained": 4,
+    "determinism": 5,
     "programs": 5,
     "preflight": 5,
     "agreement": 5,
