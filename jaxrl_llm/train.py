@@ -99,7 +99,7 @@ def train(
     together(lambda: require_room(programs, evaluator))
     if deterministic:
         said = verify(programs.mesh)
-        first(lambda: (console or Console()).print(said))
+        first(lambda: (console or Console()).print(said, soft_wrap=True))
     if not resume:
         first(lambda: write_config(folder, config))
     heartbeat.begun()
