@@ -125,6 +125,23 @@ def test_an_infinite_gradient_of_a_finite_loss_is_refused():
     assert np.isfinite(metrics["loss"])
 
 
+def test_an_infinite_loss_of_finite_logits_is_refused():
+    endless = dataclasses.replace(MOVING.objective, surrogate=lambda tokens: tokens.logp + jnp.inf)
+    assert_refused(learner(POLICY, MOVING, objective=endless), "loss")
+
+
+def test_an_estimator_whose_state_overflows_is_refused():
+    """Its credit is finite, now: a state of inf would be with it for ever."""
+
+    def update(reward, state, rollout):
+        credit, after = MOVING.advantage.update(reward, state, rollout)
+        return credit, jax.tree.map(lambda x: x + jnp.inf if jnp.issubdtype(x.dtype, jnp.inexact) else x, after)
+
+    broken = dataclasses.replace(MOVING, advantage=MOVING.advantage._replace(update=update))
+    metrics = assert_refused(learner(POLICY, broken), "credit")
+    assert np.isfinite(metrics["loss"])
+
+
 def test_a_policy_whose_logits_overflow_is_refused():
     steep = jax.tree.map(lambda x: x * 1e25, PARAMS)
     assert_refused(learner(POLICY, RECIPES["grpo"]), "logit", params=steep)
