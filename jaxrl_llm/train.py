@@ -13,7 +13,7 @@ from jaxrl_llm import heartbeat
 from jaxrl_llm.agreement import StepCheck, require_equal_start
 from jaxrl_llm.checkpoint import Checkpoints, Keep
 from jaxrl_llm.config import Config
-from jaxrl_llm.determinism import verify
+from jaxrl_llm.determinism import require_switches, verify
 from jaxrl_llm.display import Progress, before_after_table
 from jaxrl_llm.distributed import RankError, any_process, first, is_first, lone_errors_end_it, several, together
 from jaxrl_llm.evaluate import Evaluator, best_constant
@@ -98,6 +98,7 @@ def train(
     )
     together(lambda: require_room(programs, evaluator))
     if deterministic:
+        together(require_switches)
         said = verify(programs.mesh)
         first(lambda: (console or Console()).print(said, soft_wrap=True))
     if not resume:
