@@ -14,7 +14,7 @@ import numpy as np
 from jaxrl_llm import random
 from jaxrl_llm.config import Config
 from jaxrl_llm.evaluate import Evaluator, held_out_figures
-from jaxrl_llm.learner import SITES
+from jaxrl_llm.finite import SITES
 from jaxrl_llm.measurements import answer_key
 from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs

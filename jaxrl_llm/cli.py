@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxrl_llm import recipes, schedules, spec, tasks
+from jaxrl_llm import determinism, recipes, schedules, spec, tasks
 from jaxrl_llm.checkpoint import Keep
 from jaxrl_llm.config import Config
 from jaxrl_llm.distributed import ALONE, Processes, RankError, connect, leave
@@ -26,6 +26,7 @@ def train(
     keep: Keep = Keep(),  # noqa: B008 (frozen)
     processes: Annotated[Processes, tyro.conf.arg(name="")] = ALONE,
     progress_file: pathlib.Path | None = None,
+    deterministic: bool = False,
 ) -> None:
     """Warm a policy up, train it by policy gradient, and leave a folder with everything that happened.
 
@@ -37,6 +38,7 @@ def train(
         keep: Checkpoints that stay beside the newest ones.
         processes: Several processes as one run.
         progress_file: Where signs of life are written, for `jaxrl-llm supervise`.
+        deterministic: Same bits from run to run on GPUs too, checked at the start; slower there, free elsewhere.
     """
     from jaxrl_llm import heartbeat
     from jaxrl_llm.journal import NonFiniteError
@@ -46,7 +48,7 @@ def train(
     if progress_file is not None:
         heartbeat.start(progress_file)
     try:
-        result = run(config, out, resume=resume, quiet=quiet, keep=keep)
+        result = run(config, out, resume=resume, quiet=quiet, keep=keep, deterministic=deterministic)
     except StoppedError as error:
         print(f"jaxrl-llm: {error}", file=sys.stderr)
         sys.exit(error.status)
@@ -222,6 +224,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     _keep_compiled_programs()
     try:
+        if arguments[:1] == ["train"] and "--deterministic" in arguments:
+            determinism.switch_on()
         _join_processes(arguments)
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,

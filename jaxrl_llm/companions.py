@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxrl_llm import masked
+from jaxrl_llm.finite import all_finite
 from jaxrl_llm.policies.heads import Head, token_states
 from jaxrl_llm.policies.logp import answer_logp
 from jaxrl_llm.policies.policy import Params, Policy
@@ -136,8 +137,8 @@ def _trained(
         params, moments = state
         grads = jax.grad(loss)(params, reference, rollout)
         updates, moments = optimizer.update(grads, moments, params)
-        ok = jnp.isfinite(optax.tree.norm(grads))
         taught = optax.apply_updates(params, updates), moments
+        ok = jnp.isfinite(optax.tree.norm(grads)) & all_finite(taught)
         return jax.tree.map(lambda new, old: jnp.where(ok, new, old), taught, state)
 
     return Companion(begin, look, learn, gives)

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from jaxrl_llm import spec
 from jaxrl_llm.estimators import estimators_of
 from jaxrl_llm.measurements import MEASURED
@@ -41,8 +43,9 @@ def check_numbers(config: Any) -> None:
         raise ConfigError(f"there is no optimizer {config.optimizer!r}{spec.nearest(config.optimizer, [*OPTIMIZERS])}")
     if not 0 < config.warmup.accuracy <= 1:
         raise ConfigError(f"warmup.accuracy must be above 0 and at most 1, not {config.warmup.accuracy}")
-    if not config.temperature > 0:
-        raise ConfigError(f"temperature must be above 0, not {config.temperature}: greedy answers of a group are equal")
+    if not 0 < config.temperature < math.inf:
+        why = "greedy answers of a group are equal"
+        raise ConfigError(f"temperature must be above 0 and finite, not {config.temperature}: {why}")
     try:
         SamplingRules(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
     except ValueError as error:
@@ -115,7 +118,7 @@ def check_task(config: Any) -> None:
                 f"recipe {name} reads {need!r}, which neither the trainer nor task {config.task.spec} gives"
                 f"{spec.nearest(need, sorted(given))}"
             )
-    if config.warmup.max_steps and not bool(config.task.train.solution_mask.any()):
+    if config.warmup.max_steps and not np.asarray(config.task.train.solution_mask).any():
         raise ConfigError(f"task {config.task.spec} knows no solutions to imitate: set warmup.max_steps to 0")
 
 

@@ -27,7 +27,8 @@ GLOSSARY: dict[str, str] = {
     "sampling/weight_max": "largest probability of a token in the learner over that in the sampler of the step",
     "nonfinite/skipped": "updates left out so far because a value in them was not finite, count",
     "nonfinite/streak": "updates left out in a row up to this step, count",
-    "nonfinite/site": "where a value was not finite: 0 nowhere, 1 reward, 2 log-probability, 3 gradient, 4 parameter",
+    "nonfinite/site": "where a value was not finite: 0 nowhere, 1 reward, 2 logit, 3 log-probability, 4 credit, "
+    "5 loss, 6 gradient, 7 moment, 8 parameter",
     "answers_drawn": "answers drawn to a prompt until it had what it needs, mean over prompts",
     "num_tokens": "answer tokens sampled so far, count",
     "epoch": "passes over the training problems so far",

@@ -9,7 +9,7 @@ import numpy as np
 from jaxrl_llm.display import Progress
 from jaxrl_llm.distributed import summed
 from jaxrl_llm.evaluate import Evaluator
-from jaxrl_llm.learner import SITES
+from jaxrl_llm.finite import SITES
 from jaxrl_llm.metrics import MetricsLog
 from jaxrl_llm.policies.policy import Params
 from jaxrl_llm.programs import Programs, drawn

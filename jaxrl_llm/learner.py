@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxrl_llm import masked, random
 from jaxrl_llm.advantages import AdvantageTransform
 from jaxrl_llm.anchors import Anchor
 from jaxrl_llm.companions import Companion
+from jaxrl_llm.finite import batch_healthy, update_healthy
 from jaxrl_llm.losses import Objective, Tokens
 from jaxrl_llm.losses.objective import Coefficients
 from jaxrl_llm.measurements import MAXIMA, over_epochs, rollout_metrics, token_sums, with_measurements
@@ -20,8 +21,6 @@ from jaxrl_llm.policies.logp import answer_logp, answer_logp_and_kl
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.rewards._base import RewardTransform, identity
 from jaxrl_llm.types import Rollout, pytree
-
-SITES = ("reward", "log-probability", "gradient", "parameter")  # where a non-finite value can enter, in order
 
 
 @pytree
@@ -136,8 +135,10 @@ class Learner:
             coefficients=self.objective.adapted(state.credit.coefficients, tokens),
         )
 
+        healthy = batch_healthy(batch.rollout, batch.tokens, credit)
+
         def epoch(carry, _):
-            return self._update(carry, reference, batch)
+            return self._update(carry, reference, batch, healthy)
 
         moved, per_epoch = jax.lax.scan(epoch, state, length=self.epochs)
         # A batch that was refused leaves no trace in the estimator's state either.
@@ -189,23 +190,17 @@ class Learner:
             noise=random.token_noise(key, state.step, rollout.prompt_id, *rollout.answer.shape[1:]),
         )
 
-    def _update(self, state: TrainState, reference: Params | None, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def _update(
+        self, state: TrainState, reference: Params | None, batch: Batch, before: dict[str, Array]
+    ) -> tuple[TrainState, dict[str, Array]]:
         """One optimizer step on the whole batch; state unchanged, and counted, where anything is non-finite."""
         coefficients = state.credit.coefficients
         batch = self._prepared(state.params, reference, batch)
         grads, sums = self._gradient(state.params, reference, coefficients, batch)
         updates, moments = self.optimizer.update(grads, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
-        rollout, where = batch.rollout, batch.tokens.where
         norm = optax.tree.norm(grads)
-        healthy = jnp.stack(
-            [
-                jnp.all(jnp.isfinite(jnp.where(rollout.valid, rollout.reward, 0))),
-                jnp.isfinite(sums["loss"]) & jnp.all(jnp.isfinite(jnp.where(where, rollout.behaviour_logp, 0))),
-                jnp.isfinite(norm),
-                _all_finite((params, moments)),
-            ]
-        )
+        healthy = update_healthy(before, sums, norm, params, moments)
         ok = jnp.all(healthy)
         params, moments = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old), (params, moments), (state.params, state.moments)
@@ -214,7 +209,7 @@ class Learner:
         state = dataclasses.replace(
             state, params=params, moments=moments, skipped=state.skipped + bad, streak=(state.streak + bad) * bad
         )
-        tokens = jnp.maximum(masked.count(where), 1).astype(jnp.float32)
+        tokens = jnp.maximum(masked.count(batch.tokens.where), 1).astype(jnp.float32)
         means = {name: sums[name] / tokens for name in sums if name not in ("loss", *MAXIMA)}
         site = jnp.where(ok, 0, 1 + jnp.argmin(healthy))
         return state, sums | means | {"grad_norm": norm, "nonfinite/site": site}
@@ -282,11 +277,6 @@ class Learner:
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], rows))
         )
         return jax.lax.scan(add, zeros, rows)[0]
-
-
-def _all_finite(tree: Any) -> Bool[Array, ""]:
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
 def _tokens(rollout: Rollout) -> tuple[Array, Array, Array, Array]:

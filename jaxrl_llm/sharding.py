@@ -6,6 +6,8 @@ mean and no numeric code knows of a mesh.
 
 import dataclasses
 import functools
+import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -35,8 +37,9 @@ class MeshShape:
 
     def __post_init__(self):
         sizes = [getattr(self, axis) for axis in AXES]
-        if any(size == 0 or size < -1 for size in sizes):
-            raise ValueError(f"mesh axes must be 1 or more, or -1 for the rest, not {sizes}")
+        for axis, size in zip(AXES, sizes, strict=True):
+            if size == 0 or size < -1:
+                raise ValueError(f"mesh.{axis}={size}: mesh axes must be 1 or more, or -1 for the rest")
         if sizes.count(-1) > 1:
             raise ValueError(f"at most one mesh axis may be -1, not {sizes}")
 
@@ -168,6 +171,19 @@ def holders(mesh: Mesh, x: Any) -> list[tuple]:
     """Which part of an array each device of the mesh holds, in its order: equal for two that hold the same."""
     parts = x.sharding.devices_indices_map(x.shape)
     return [tuple((s.start, s.stop) for s in parts[device]) for device in mesh.devices.flat]
+
+
+def device_room(mesh: Mesh) -> int:
+    """Bytes of memory of the smallest device of this process; CPUs share what the machine has left."""
+    devices = mesh.local_devices
+    stats = [device.memory_stats() or {} for device in devices]
+    if all("bytes_limit" in each for each in stats):
+        return min(each["bytes_limit"] for each in stats)
+    try:
+        words = dict(line.split(":", 1) for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
+        return int(words["MemAvailable"].split()[0]) * 1024 // len(devices)
+    except (OSError, KeyError, ValueError):
+        return sys.maxsize  # nobody knows
 
 
 def described() -> str:

@@ -13,6 +13,7 @@ from jaxrl_llm import heartbeat
 from jaxrl_llm.agreement import StepCheck, require_equal_start
 from jaxrl_llm.checkpoint import Checkpoints, Keep
 from jaxrl_llm.config import Config
+from jaxrl_llm.determinism import require_switches, verify
 from jaxrl_llm.display import Progress, before_after_table
 from jaxrl_llm.distributed import RankError, any_process, first, is_first, lone_errors_end_it, several, together
 from jaxrl_llm.evaluate import Evaluator, best_constant
@@ -20,6 +21,7 @@ from jaxrl_llm.journal import Journal, NonFiniteError
 from jaxrl_llm.learner import TrainState
 from jaxrl_llm.metrics import MetricsLog, read_metrics
 from jaxrl_llm.policies.policy import Params
+from jaxrl_llm.preflight import require_room
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.report import write_report
 from jaxrl_llm.rollouts.sampler import Sampler
@@ -67,24 +69,24 @@ def train(
     console: Console | None = None,
     sampler: Sampler | None = None,
     keep: Keep | None = None,
+    deterministic: bool = False,
 ) -> Result:
     """Run a configuration from warm-up to report; everything stands in the folder `out` (default: runs/...).
 
     With `resume` the run in that folder goes on from its newest checkpoint, with the numbers of one that never stopped.
     A checkpoint that is damaged or unfinished is named and passed over; `keep` says which stay beside the newest. A
     `sampler` draws answers of training elsewhere. SIGINT and SIGTERM end the run after the step, with a checkpoint.
+    `deterministic` demands the switches of the module `determinism`, and tries them.
 
     Several processes (`distributed.connect`) call it alike, on a file system that all of them see; process 0 writes.
 
-    Raises ConfigError or RunError before anything is compiled, NonFiniteError after `max_nonfinite` refused updates in
-    a row (the site named, the parameters of the last good update saved), StoppedError when asked to stop.
+    Raises ConfigError or RunError before anything is compiled (where the devices lack memory: before anything runs),
+    NonFiniteError after `max_nonfinite` refused updates in a row (the site named, the parameters of the last good
+    update saved), StoppedError when asked to stop.
     """
     require_equal_start(config)
     folder = together(lambda: check_folder(config, out, resume))
     programs = Programs(config, sampler=sampler)
-    if not resume:
-        first(lambda: write_config(folder, config))
-    heartbeat.begun()
     evaluator = Evaluator(
         programs.policy,
         config.task,
@@ -94,6 +96,14 @@ def train(
         config.eval_samples,
         batch=config.eval_batch,
     )
+    together(lambda: require_room(programs, evaluator))
+    if deterministic:
+        together(require_switches)
+        said = verify(programs.mesh)
+        first(lambda: (console or Console()).print(said, soft_wrap=True))
+    if not resume:
+        first(lambda: write_config(folder, config))
+    heartbeat.begun()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stoppable())
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.keep_checkpoints, keep))

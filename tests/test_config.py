@@ -33,8 +33,8 @@ WRONG = [
     (["--answers-per-prompt", "1", "--recipe", "bnpo"], "needs at least 2"),
     (["--accumulation", "3"], "must divide prompts_per_step=64: nearest 2"),
     (["--prompts-per-step", "100000"], "training problems: at most"),
-    (["--temperature", "0"], "temperature must be above 0"),
-    (["--temperature", "nan"], "temperature must be above 0"),
+    (["--temperature", "0"], "temperature must be above 0 and finite"),
+    (["--temperature", "nan"], "temperature must be above 0 and finite"),
     (["--top-p", "0"], "top_p must be above 0"),
     (["--top-p", "1.5"], "top_p must be above 0 and at most 1"),
     (["--top-k", "-1"], "top_k must be 0"),
@@ -52,7 +52,9 @@ WRONG = [
     (["--lora.rank", "4", "--lora.targets", "query", "vlaue"], "did you mean 'value'"),
     (["--lora.rank", "4", "--lora.targets", "head"], "the head of a tied model is its embedding"),
     (["--lora.rank", "4", "--variance-every", "5"], "variance_every measures gradients of all parameters"),
-    (["--mesh.data", "0"], "mesh axes"),
+    (["--mesh.data", "0"], "mesh.data=0: mesh axes"),
+    (["--model.norm-eps", "-1"], "norm_eps must be a finite number"),
+    (["--model.rope.base", "inf"], "rope.base must be a finite number"),
     (["--mesh.data", "-1"], "at most one mesh axis may be -1"),
 ]
 

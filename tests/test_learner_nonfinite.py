@@ -11,7 +11,7 @@ import tiny
 from learners import RECIPES, assert_same, compiled, distance, learner
 
 from jaxrl_llm import recipes
-from jaxrl_llm.learner import SITES
+from jaxrl_llm.finite import SITES
 
 POLICY, PARAMS = tiny.bigram()
 ROLLOUT = tiny.ragged(POLICY, PARAMS, noise=0.3)
@@ -112,7 +112,7 @@ def test_moments_that_overflow_are_refused():
         del state, params
         return jax.tree.map(jnp.zeros_like, grads), jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), grads)
 
-    assert_refused(learner(POLICY, MOVING, optax.GradientTransformation(init, update)), "parameter")
+    assert_refused(learner(POLICY, MOVING, optax.GradientTransformation(init, update)), "moment")
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_refused():
@@ -125,9 +125,26 @@ def test_an_infinite_gradient_of_a_finite_loss_is_refused():
     assert np.isfinite(metrics["loss"])
 
 
+def test_an_infinite_loss_of_finite_logits_is_refused():
+    endless = dataclasses.replace(MOVING.objective, surrogate=lambda tokens: tokens.logp + jnp.inf)
+    assert_refused(learner(POLICY, MOVING, objective=endless), "loss")
+
+
+def test_an_estimator_whose_state_overflows_is_refused():
+    """Its credit is finite, now: a state of inf would be with it for ever."""
+
+    def update(reward, state, rollout):
+        credit, after = MOVING.advantage.update(reward, state, rollout)
+        return credit, jax.tree.map(lambda x: x + jnp.inf if jnp.issubdtype(x.dtype, jnp.inexact) else x, after)
+
+    broken = dataclasses.replace(MOVING, advantage=MOVING.advantage._replace(update=update))
+    metrics = assert_refused(learner(POLICY, broken), "credit")
+    assert np.isfinite(metrics["loss"])
+
+
 def test_a_policy_whose_logits_overflow_is_refused():
     steep = jax.tree.map(lambda x: x * 1e25, PARAMS)
-    assert_refused(learner(POLICY, RECIPES["grpo"]), "log-probability", params=steep)
+    assert_refused(learner(POLICY, RECIPES["grpo"]), "logit", params=steep)
 
 
 def test_every_update_of_an_epoch_is_counted():

@@ -1,6 +1,7 @@
 """The shape of a decoder. Apart from the decoder, so that a wrong flag is refused before flax is imported."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -24,9 +25,11 @@ class Rope:
     truncate: bool = True  # yarn: the ends of the ramp are whole pairs
 
     def __post_init__(self):
-        for name in ("base", "factor", "attention_factor"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"rope.{name} must be above 0, not {getattr(self, name)}")
+        for name in ("base", "factor", "attention_factor", "low", "high"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"rope.{name} must be a finite number above 0, not {getattr(self, name)}")
+        if self.original_length < 0:
+            raise ValueError(f"rope.original_length must be 0 or more, not {self.original_length}")
         if self.kind in ("llama3", "yarn") and not (self.original_length > 0 and 0 < self.low < self.high):
             raise ValueError(
                 f"rope.kind {self.kind} needs original_length above 0 and 0 < low < high, not "
@@ -75,9 +78,11 @@ class DecoderConfig:
             raise ValueError(f"kv_heads must divide heads={self.heads}, not {self.kv_heads} (choices: {divisors})")
         if self.head_size % 2:
             raise ValueError(f"head_size must be even, not {self.head_size}")
+        if not 0 <= self.norm_eps < math.inf:
+            raise ValueError(f"norm_eps must be a finite number, 0 or more, not {self.norm_eps}")
         for name in ("query_scale", "attention_cap", "logit_cap", "window", "local_rope_base"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 (off) or more, not {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 (off) or more, and finite, not {getattr(self, name)}")
         if len(self.windowed) not in (0, self.layers):
             raise ValueError(f"windowed must say it of each of the {self.layers} layers, not of {len(self.windowed)}")
         if any(self.windowed) and not self.window:

@@ -7,79 +7,12 @@ import re
 
 import pytest
 import sentencepiece
+from broken_files import BROKEN
 from host_texts import SUMS, as_parquet
 
 from jaxrl_llm import tokenizers
 from jaxrl_llm.tasks.reasoning_gym import reasoning_gym
 from jaxrl_llm.tasks.rows import rows
-
-GOOD = '{"prompt": "a", "answer": "1"}\n'
-BROKEN = {
-    "empty file": ("d.jsonl", "", "d.jsonl: the file is empty"),
-    "blank file": ("d.json", " \n\n ", "the file is empty"),
-    "empty csv": ("d.csv", "", "the file is empty"),
-    "no rows": ("d.json", "[]", "there is no row"),
-    "header only": ("d.csv", "prompt,answer\n", "there is no row"),
-    "latin-1": ("d.jsonl", b'{"prompt": "\xe9", "answer": "1"}\n', "not UTF-8 text (byte 12)"),
-    "utf-16": ("d.json", '[{"prompt": "a"}]'.encode("utf-16"), "not UTF-8 text (byte 0)"),
-    "binary csv": ("d.csv", bytes(range(256)), "not UTF-8 text"),
-    "open brace": ("d.jsonl", GOOD + '{"prompt": "a", "answer"\n', "d.jsonl: line 2: malformed JSON"),
-    "single quotes": ("d.jsonl", GOOD + "{'prompt': 'b', 'answer': '1'}\n", "line 2: malformed JSON"),
-    "trailing comma": ("d.jsonl", GOOD + '{"prompt": "b", "answer": "1",}\n', "line 2: malformed JSON"),
-    "two on a line": ("d.jsonl", GOOD + GOOD.strip() + GOOD, "line 2: malformed JSON"),
-    "comment": ("d.jsonl", "# rows\n" + GOOD, "line 1: malformed JSON"),
-    "cut list": ("d.json", '[{"prompt": "a", "answer": "1"},', "d.json: malformed JSON"),
-    "list and more": ("d.json", '[{"prompt": "a", "answer": "1"}] x', "malformed JSON"),
-    "nan": ("d.jsonl", GOOD + '{"prompt": "b", "answer": NaN}\n', "line 2: malformed JSON (NaN is no JSON number"),
-    "infinity": ("d.jsonl", GOOD + '{"prompt": "b", "answer": -Infinity}\n', "line 2: malformed JSON"),
-    "control character": ("d.jsonl", GOOD + '{"prompt": "b\t", "answer": "1"}\n', "line 2: malformed JSON"),
-    "deep": ("d.jsonl", GOOD + '{"prompt": ' + "[" * 100_000 + "\n", "line 2: malformed JSON"),
-    "field twice": (
-        "d.jsonl",
-        GOOD + '{"prompt": "b", "answer": "1", "answer": "2"}\n',
-        "line 2: malformed JSON (a field",
-    ),
-    "a list": ("d.jsonl", GOOD + '["b", "1"]\n', "line 2: not an object"),
-    "a string": ("d.jsonl", GOOD + '"prompt"\n', "line 2: not an object"),
-    "a number": ("d.json", '[{"prompt": "a", "answer": "1"}, 7]', "row 2: not an object with fields but '7'"),
-    "null row": ("d.json", '[{"prompt": "a", "answer": "1"}, null]', "row 2: not an object"),
-    "wrapped": ("d.json", '{"data": [{"prompt": "a", "answer": "1"}]}', "no column 'prompt' (choices: data)"),
-    "pretty object": ("d.json", '{\n"prompt": "a"\n}', "line 1: malformed JSON"),
-    "no answer": ("d.jsonl", GOOD + '{"prompt": "b"}\n', "line 2: field 'answer' is missing"),
-    "no prompt": ("d.jsonl", GOOD + "\n" + '{"answer": "b"}\n' + GOOD, "line 3: field 'prompt' is missing"),
-    "empty object": ("d.json", f"[{GOOD}, {{}}]", "row 2: field 'prompt' is missing"),
-    "other case": ("d.jsonl", '{"Prompt": "a", "answer": "1"}\n' * 2, "no column 'prompt'; did you mean 'Prompt'?"),
-    "other name": ("d.csv", "prompt,anwser\na,1\nb,2\n", "no column 'answer'; did you mean 'anwser'?"),
-    "other separator": ("d.csv", "prompt;answer\na;1\n", "no column 'prompt'"),
-    "null answer": ("d.jsonl", GOOD + '{"prompt": "b", "answer": null}\n', "line 2: field 'answer' is empty (null)"),
-    "null prompt": ("d.jsonl", GOOD + '{"prompt": null, "answer": "1"}\n', "line 2: field 'prompt' is empty (null)"),
-    "empty answer": ("d.jsonl", GOOD + '{"prompt": "b", "answer": ""}\n', "line 2: field 'answer' is blank"),
-    "blank prompt": ("d.jsonl", GOOD + '{"prompt": " \\n\\t ", "answer": "1"}\n', "line 2: field 'prompt' is blank"),
-    "blank in csv": ("d.csv", "prompt,answer\na,1\nb, \n", "d.csv: line 3: field 'answer' is blank"),
-    "nothing in csv": ("d.csv", "prompt,answer\na,1\n,2\n", "line 3: field 'prompt' is blank"),
-    "bool": (
-        "d.jsonl",
-        GOOD + '{"prompt": "b", "answer": true}\n',
-        "line 2: field 'answer' is neither text nor a number",
-    ),
-    "list answer": ("d.jsonl", GOOD + '{"prompt": "b", "answer": ["1"]}\n', "line 2: field 'answer' is neither text"),
-    "dict prompt": ("d.jsonl", GOOD + '{"prompt": {"a": "b"}, "answer": "1"}\n', "of type dict"),
-    "messages": ("d.json", '[{"prompt": [{"role": "user"}], "answer": "1"}]', "row 1: field 'prompt' is neither text"),
-    "half a pair": ("d.jsonl", GOOD + '{"prompt": "b\\ud83d", "answer": "1"}\n', "line 2: field 'prompt' holds half a"),
-    "short csv row": ("d.csv", "prompt,answer\na,1\nb\n", "line 3: 1 fields where the header has 2"),
-    "long csv row": ("d.csv", "prompt,answer\na,1\nb,2,3\n", "line 3: 3 fields where the header has 2"),
-    "open quote": ("d.csv", 'prompt,answer\na,"1\nb,2\n', "malformed CSV"),
-    "quote inside": ("d.csv", 'prompt,answer\na,"1"2\n', "line 2: malformed CSV"),
-    "huge csv field": ("d.csv", "prompt,answer\na," + "1" * 200_000 + "\n", "line 2: malformed CSV"),
-    "column twice": ("d.csv", "prompt,answer,answer\na,1,2\n", "line 1: a column is named twice"),
-    "two answers": ("d.jsonl", GOOD * 2 + '{"prompt": "a", "answer": "2"}\n', "line 3 asks what "),
-    "one question": ("d.jsonl", GOOD * 5, "two different questions are needed"),
-    "not parquet": ("d.parquet", "PAR1 not really", "d.parquet: cannot be loaded"),
-    "empty parquet": ("d.parquet", "", "d.parquet: cannot be loaded"),
-    "text file": ("d.txt", GOOD, "rows are read from .json, .jsonl, .csv, .parquet, .arrow files"),
-    "packed": ("d.jsonl.gz", GOOD, "rows are read from"),
-    "no suffix": ("d", GOOD, "rows are read from"),
-}
 
 
 @pytest.mark.parametrize("name", BROKEN)
