@@ -38,7 +38,7 @@ NAME = "smollm2_arithmetic"
 QUESTION = "Does RL at least double the held-out sampled accuracy of SmolLM2-135M within an hour on two CPU cores?"
 CLAIM = "It does, on problems that were held out, and ends above the best constant answer (a target of this library)."
 TASK = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1,size=140,heldout=48"
-TASK += ",template=qa,shots=4,answer_length=6"
+TASK += ",template=qa,answer_length=6"
 MINUTES = 60
 SAMPLES = 32  # answers to each held-out problem, before and after
 REPEATS = 2000  # resamples of problems

@@ -19,7 +19,7 @@ from jaxrl_llm.spec import nearest
 ANSWER = 100_000
 """Characters of the longest answer that is graded; a longer one is wrong."""
 
-FIRST = 0.01
+FIRST = 0.005
 """Seconds that an answer gets at first, at least; whoever needs more waits until all others have had theirs."""
 
 
@@ -135,7 +135,7 @@ class GraderPool:
         """The same in rounds, each with ten times the time of the one before: an answer that hangs keeps the others
         waiting for little longer than they take themselves, and is thrown out `seconds` after they are done."""
         values, late = [None] * len(items), list(range(len(items)))
-        seconds = max(FIRST, 4 * statistics.median(self._usual or [0.0]))
+        seconds = max(FIRST, 2 * statistics.median(self._usual or [0.0]))
         while late:
             last = seconds >= self.seconds
             outcomes = self._outcomes([items[i] for i in late], self.seconds if last else seconds)

@@ -5,8 +5,8 @@
 fuzz      so many answers of random characters, numbers, formulas and brackets, nine in ten to `numeric`, one to
           `math_verify`, in batches; with the answers of `hostile_answers.py`, 300 made by hand, to both. Right answers
           among them must stay right, in their places
-hangers   128 usual answers to `math_verify` with 64 among them that never end, against the same without them: seconds
-          until the last usual answer has its grade, in turn, five times
+hangers   a batch of 448 usual answers to `math_verify` with 64 among them that never end, against the same without
+          them: seconds until the last usual answer has its grade, in turn, five times
 """
 
 import argparse
@@ -26,54 +26,10 @@ from hostile_answers import HOSTILE
 from jaxrl_llm.rewards.pool import GraderPool, _Worker
 
 PIECES = (
-    *[
-        "0",
-        "1",
-        "7",
-        "42",
-        "-3",
-        ".5",
-        "1,000",
-        "2e3",
-        "1/3",
-        "+",
-        "-",
-        "*",
-        "/",
-        "^",
-        "=",
-        "(",
-        ")",
-        "[",
-        "]",
-        "{",
-        "}",
-        "x",
-        "y",
-        "pi",
-        "%",
-        "!",
-        "_",
-        "nan",
-        "inf",
-        "'",
-        '"',
-        "__",
-        "lambda",
-    ],
-    *["\\frac{1}{2}", "\\sqrt", "\\boxed{", "$", "$$", "\\(", "\\)", "\\infty", "\\text{"],
-    *(
-        " ",
-        "\n",
-        "\t",
-        "\x00",
-        "\N{LATIN SMALL LETTER E WITH ACUTE}",
-        "\u0663",
-        "\u2212",
-        "\u202e",
-        "\U0001f642",
-        "import os",
-    ),
+    *("0", "1", "7", "42", "-3", ".5", "1,000", "2e3", "1/3", "+", "-", "*", "/", "^", "=", "(", ")", "[", "]"),
+    *("{", "}", "x", "y", "pi", "%", "!", "_", "nan", "inf", "'", '"', "__", "lambda", " ", "\n", "\t", "\x00"),
+    *("\\frac{1}{2}", "\\sqrt", "\\boxed{", "$", "$$", "\\(", "\\)", "\\infty", "\\text{", "\u0663", "\u2212"),
+    *("import os", "\u202e", "\U0001f642", "\xe9"),
 )
 
 
@@ -125,7 +81,7 @@ def fuzz(clock: Clock, grader: str, answers: list[str], budget: float) -> dict:
 
 
 def hangers(clock: Clock, count: int, repeats: int, budget: float) -> dict:
-    """Seconds until the last of 128 usual answers has its grade, with `count` hangers among them and without."""
+    """Seconds until the last of 448 usual answers has its grade, with `count` hangers among them and without."""
     without, among = [], []
     for repeat in range(repeats):
         for many, seconds in ((0, without), (count, among)):
@@ -135,9 +91,9 @@ def hangers(clock: Clock, count: int, repeats: int, budget: float) -> dict:
 
 
 def last_usual(clock: Clock, many: int, budget: float, rng: np.random.Generator) -> float:
-    """Seconds until the last of 128 usual answers has its grade, with so many hangers among them."""
-    usual = [f"$x+{i}$" for i in range(128)]
-    answers = np.asarray(usual + ["9^{9^{9^{9}}}"] * many, object)[rng.permutation(128 + many)]
+    """Seconds until the last of 448 usual answers has its grade, with so many hangers among them."""
+    usual = [f"$x+{i}$" for i in range(448)]
+    answers = np.asarray(usual + ["9^{9^{9^{9}}}"] * many, object)[rng.permutation(448 + many)]
     with GraderPool("math_verify", {}, workers=2, seconds=budget) as pool:
         pool.grade([{"answer": "$x+1$", "truth": "$1+x$", "place": i} for i in range(16)])  # all is loaded
         began = clock.begin()

@@ -36,7 +36,7 @@ NESTING = [mark * n for mark in MARKS for n in (10, 1000, 3000)]
 PAIRS = (("(", ")"), ("{", "}"), ("\\sqrt{", "}"), ("\\boxed{", "}"))
 CLOSED = [a * n + "1" + b * n for a, b in PAIRS for n in (50, 300, 900)]
 REPEATED = ("9", "1,", "-", "+1", "1/", "\\frac", "x=", "=", " ", "a ", "\n", "1e", ".", "$1$ ")
-LONG = [text * n for text in REPEATED for n in (500, 20_000)]
+LONG = [text * n for text in REPEATED for n in (60, 500, 20_000)]
 REGEX = [
     a * 3000 + b for a in ("1,111", "0 ", "\\text{", "\\boxed{1", "1 1/", "{ ", "e+", "((a") for b in ("", "!", "X")
 ]

@@ -1,0 +1,44 @@
+"""Short forms of the campaigns in `faults/`, in processes of their own."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+FAULTS = pathlib.Path(__file__).parent / "faults"
+
+
+def campaign(script, *flags):
+    """What a campaign prints at its end; it fails the test where anything failed."""
+    settings = {"PYTHONPATH": str(FAULTS.parents[1]), "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    done = subprocess.run(
+        [sys.executable, str(FAULTS / script), *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
+        env={"PATH": "/usr/bin:/bin", "HOME": "/tmp", "JAX_PLATFORMS": "cpu", **settings},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.long
+def test_killed_runs_end_as_whole_ones():
+    told = campaign("kill.py", "--count", "4", "--nested", "1")
+    assert told["failed"] == 0
+    assert sum(told["stages"].values()) == 4
+
+
+@pytest.mark.long
+def test_stopped_runs_save_and_go_on():
+    assert campaign("sigterm.py", "--count", "2")["failed"] == 0
+
+
+@pytest.mark.long
+def test_hostile_answers_cost_no_right_one_its_grade():
+    told = campaign("graders.py", "--count", "500", "--budget", "0.5", "--hangers", "8", "--repeats", "1")
+    assert told["numeric"]["wrong"] == told["math_verify"]["wrong"] == 0
