@@ -1,6 +1,7 @@
 """Short forms of the campaigns in `faults/`, in processes of their own."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -13,14 +14,15 @@ FAULTS = pathlib.Path(__file__).parent / "faults"
 
 def campaign(script, *flags):
     """What a campaign prints at its end; it fails the test where anything failed."""
-    settings = {"PYTHONPATH": str(FAULTS.parents[1]), "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
     done = subprocess.run(
         [sys.executable, str(FAULTS / script), *flags],
         capture_output=True,
         text=True,
         check=False,
         timeout=1200,
-        env={"PATH": "/usr/bin:/bin", "HOME": "/tmp", "JAX_PLATFORMS": "cpu", **settings},
+        env=environment,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])

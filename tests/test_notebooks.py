@@ -39,8 +39,12 @@ def test_figures_are_kept(path):
     assert kept >= shows
 
 
+TRAINS = ("04", "05")  # these train policies, for minutes
+RUNS = [pytest.param(path, id=path.stem, marks=[pytest.mark.long] * path.stem.startswith(TRAINS)) for path in NOTEBOOKS]
+
+
 @pytest.mark.slow
-@every_notebook
+@pytest.mark.parametrize("path", RUNS)
 def test_cells_run(path, tmp_path):
     script = tmp_path / "cells.py"
     script.write_text("\n".join(source(cell) for cell in code_cells(path)), encoding="utf-8")
