@@ -1,5 +1,6 @@
 """Checkpoints of a run: written by Orbax in the background, complete or absent, and checked bit by bit when read."""
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -72,11 +73,13 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         try:
             self.wait()
-            self._store.close()
-        except Exception as error:  # what is under way already says more
+        except CheckpointError as error:  # what is under way already says more
             if kind is None:
                 raise
             self._tell(str(error))
+        finally:
+            with contextlib.suppress(Exception):  # it raises once more what a save has raised
+                self._store.close()
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints."""

@@ -1,6 +1,7 @@
 """The log of a run, one step late: rows of metrics, tables of sampled answers, and the stop on refused updates."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,9 +28,10 @@ class NonFiniteError(RuntimeError):
 class Journal:
     """Writes the row of a step once the next one is under way, so that the device never waits for the host."""
 
-    def __init__(self, programs: Programs, log: MetricsLog | None, progress: Progress, tokens: int):
-        """`log`: of process 0; the others have none."""
-        self.programs, self.log, self.progress, self.tokens = programs, log, progress, tokens
+    def __init__(self, programs: Programs, log: MetricsLog | None, progress: Progress, before: Mapping[str, int]):
+        """`log`: of process 0; the others have none. `before`: what it has counted so far, by the names of the log."""
+        self.programs, self.log, self.progress, self.before = programs, log, progress, before
+        self.tokens = before.get("num_tokens", 0)
         self.pending: tuple | None = None
         self.evaluation: dict[str, float] = {}
         self.evaluated: int | None = None  # the step of that evaluation
@@ -71,7 +73,8 @@ class Journal:
         self.tokens += tokens
         row = {name: value.item() for name, value in metrics.items()} | extra
         row |= {f"reward/component/{name}": float(x) for name, x in zip(task.component_names, components, strict=True)}
-        row |= {f"ungraded/{cause}": count for cause, count in summed(getattr(task, "counts", {})).items()}
+        counts = {f"ungraded/{cause}": count for cause, count in summed(getattr(task, "counts", {})).items()}
+        row |= {name: count + self.before.get(name, 0) for name, count in counts.items()}
         row |= {
             "num_tokens": self.tokens,
             "epoch": step / (len(self.programs.agenda.rows) // drawn(config)[0]),

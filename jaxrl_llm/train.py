@@ -81,8 +81,8 @@ def train(
     Several processes (`distributed.connect`) call it alike, on a file system that all of them see; process 0 writes.
 
     Raises ConfigError or RunError before anything is compiled (where the devices lack memory: before anything runs),
-    NonFiniteError after `max_nonfinite` refused updates in a row (the site named, the parameters of the last good
-    update saved), StoppedError when asked to stop.
+    NonFiniteError after `max_nonfinite` refused updates in a row (the site named; no checkpoint
+    has one of them in it), StoppedError when asked to stop.
     """
     require_equal_start(config)
     folder = together(lambda: check_folder(config, out, resume))
@@ -137,7 +137,7 @@ def train(
             summary = read_summary(folder)
             if config.recipe.screening:
                 programs.screen(read_attempts(folder))
-        journal = Journal(programs, log, progress, _tokens_so_far(folder) if is_first() else 0)
+        journal = Journal(programs, log, progress, _so_far(folder) if is_first() else {})
         try:
             state = _loop(programs, evaluator, checkpoints, journal, stop, state, reference)
         except NonFiniteError:
@@ -250,5 +250,7 @@ def _loop(
     return state
 
 
-def _tokens_so_far(folder: pathlib.Path) -> int:
-    return int(read_metrics(folder).get("num_tokens", ([], [0]))[1][-1])
+def _so_far(folder: pathlib.Path) -> dict[str, int]:
+    """What the log has counted from the first step on, for a run that goes on."""
+    curves = read_metrics(folder)
+    return {name: int(curves[name][1][-1]) for name in curves if name == "num_tokens" or name.startswith("ungraded/")}

@@ -70,7 +70,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         stages, failures = campaign(options.count, options.nested, options.seed, pathlib.Path(work))
     print(*failures, sep="\n")
-    told = {"kills": options.count, "nested": options.nested, "failed": len(failures), "stages": dict(stages)}
+    landed = sum(count for stage, count in stages.items() if stage != "ended")  # a run that has ended cannot be killed
+    told = {"kills": landed, "of": options.count, "failed": len(failures), "stages": dict(stages)}
     print(json.dumps(told))
     return int(bool(failures))
 

@@ -27,7 +27,8 @@ from jaxrl_llm import heartbeat, manifest
 
 
 def trial(folder: pathlib.Path, share: float, seconds: float, wanted: dict) -> tuple[str, float, str]:
-    """Stage at which a run was stopped, seconds that it took to end, and what is wrong; empty: nothing.
+    """Stage at which a run was stopped, seconds that it took to end, and what is wrong; empty: nothing. The stage is
+    "ended" where the run was at its end before it noticed, and so had nothing more to save.
 
     `share` is where in the steps of the run the signal comes, which take `seconds`.
     """
@@ -49,7 +50,7 @@ def trial(folder: pathlib.Path, share: float, seconds: float, wanted: dict) -> t
         manifest.require_files(folder / "checkpoints" / step)
     if said and tiny_run.Life(folder).end():
         return stage, took, "it does not go on"
-    return stage, took, tiny_run.differences(tiny_run.marks(folder), wanted)
+    return stage if said else "ended", took, tiny_run.differences(tiny_run.marks(folder), wanted)
 
 
 def campaign(count: int, seed: int, work: pathlib.Path) -> tuple[dict, list[str]]:
@@ -67,7 +68,8 @@ def campaign(count: int, seed: int, work: pathlib.Path) -> tuple[dict, list[str]
         for path in work.glob("run*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     counts = {stage: stages.count(stage) for stage in sorted(set(stages))}
-    return {"stages": counts, "seconds_most": round(max(times), 2)}, failures
+    saved = count - counts.get("ended", 0)
+    return {"saved": saved, "stages": counts, "seconds_most": round(max(times), 2)}, failures
 
 
 def main() -> int:
