@@ -7,10 +7,11 @@ with a line of its own (`f` and a socket; it answers with the process), and buri
     in   {"answer": TEXT, ...}                                 any number of times
     out  {"value": VALUE}             or {"error": TEXT}
 
-A grader is a function of its options that returns a function of an item. Answers are data: nothing here evaluates them.
-What the graders' libraries do with them (some evaluate expressions) is why this is a process of its own: without the
-parent's secrets in its environment, with bounded memory, unable to write files, and killed when it overruns. That is
-protection against accidents and not a sandbox.
+A grader is a function of its options that returns a function of an item. Answers are data: nothing here evaluates them,
+and data sets whose scorers do are refused (`tasks.reasoning_gym`); math-verify hands sums of plain numbers to sympy's
+parser, which does. That is one reason why this is a process of its own: without the parent's secrets in its environment,
+with bounded memory, unable to write into files (empty ones it could make), and killed when it overruns. That is
+protection against accidents and not a sandbox: the network is not cut off.
 """
 
 import contextlib
@@ -166,10 +167,11 @@ def messages(source: int) -> Iterator[dict[str, Any]]:
 
 
 def limit(what: int, soft: int) -> None:
-    """Lower a limit of this process, as far as the system lets it: a stricter one that stands already is kept."""
+    """Lower a limit of this process for good: a stricter one that stands already is kept."""
     _, hard = resource.getrlimit(what)
+    most = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+        resource.setrlimit(what, (most, most))
 
 
 def die_with_parent() -> None:

@@ -27,6 +27,9 @@ MAKING = 600.0
 DRAWS = 4
 """Questions drawn for each one wanted, at most, since some come twice."""
 
+EVALUATE = ("eval", "exec", "compile", "parse_expr", "sympify")
+"""What runs a text as code."""
+
 SEEDS = 2000
 """Split seeds. Item i of a data set is drawn from its seed + i, so seeds must lie far apart to give other questions."""
 
@@ -61,7 +64,7 @@ def reasoning_gym(  # noqa: PLR0913 (what the command line can set)
     answer, such as correct-0.1*length (see `rewards.parts`).
 
     Raises:
-        ValueError: a data set or option that does not exist, an option's value that the data set refuses, fewer
+        ValueError: a data set whose scorer evaluates answers as code, a data set or option that does not exist, an option's value that the data set refuses, fewer
             different questions than wanted, a question or answer that does not fit, or reasoning-gym is missing.
     """
     asking = Asking(tokenizer=tokenizer, template=template, shots=shots, until=until)
@@ -113,6 +116,7 @@ def _require_options(name: str, options: Mapping[str, Any]) -> None:
     sources = _sources()
     if name not in sources:
         raise ValueError(f"reasoning-gym has no data set {name!r}{nearest(name, sorted(sources))}")
+    _require_no_code(name, sources[name])
     fields = _fields(name, sources[name])
     for option in options:
         if option == "seed":
@@ -120,6 +124,19 @@ def _require_options(name: str, options: Mapping[str, Any]) -> None:
         if option not in fields:
             choices = sorted({*fields, "heldout", "prompt_length", "answer_length", "split_seed", "threshold"})
             raise ValueError(f"{name} has no option {option!r}{nearest(option, choices)}")
+
+
+def _require_no_code(name: str, file: pathlib.Path) -> None:
+    """Raise ValueError for a scorer that evaluates the answer: it is a model's text, and would run in the grader."""
+    for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        arguments = [a.arg for a in function.args.args] if isinstance(function, ast.FunctionDef) else []
+        for call in ast.walk(function) if "answer" in arguments else ():
+            called = getattr(call.func, "id", getattr(call.func, "attr", "")) if isinstance(call, ast.Call) else ""
+            if called in EVALUATE and any(getattr(a, "id", "") == "answer" for a in call.args):
+                raise ValueError(
+                    f"{name} is refused: its scorer evaluates the answer as code ({called}, line {call.lineno} of "
+                    f"{file.name}), and answers are a model's text"
+                )
 
 
 def _sources() -> dict[str, pathlib.Path]:

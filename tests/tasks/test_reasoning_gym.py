@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from host_texts import prompts
 
-from jaxrl_llm.tasks.reasoning_gym import reasoning_gym
+from jaxrl_llm.tasks.reasoning_gym import _require_no_code, _sources, reasoning_gym
 
 
 def test_reasoning_gym_asks_and_grades():
@@ -123,3 +123,25 @@ def test_names_and_options_are_those_of_the_library():
 def test_what_no_command_line_could_say_is_refused(options):
     with pytest.raises(ValueError, match="max_terms"):
         reasoning_gym("chain_sum", **options)
+
+
+EVALUATE = [
+    *("binary_matrix", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication", "puzzle24"),
+    *("simple_integration", "spiral_matrix", "string_insertion"),
+]
+
+
+@pytest.mark.parametrize("name", EVALUATE)
+def test_a_scorer_that_evaluates_answers_is_refused(name):
+    with pytest.raises(ValueError, match=rf"{name} is refused: its scorer evaluates the answer as code \("):
+        reasoning_gym(name)
+
+
+def test_no_other_scorer_is_refused():
+    refused = []
+    for name, file in _sources().items():
+        try:
+            _require_no_code(name, file)
+        except ValueError:
+            refused.append(name)
+    assert sorted(refused) == EVALUATE
