@@ -64,8 +64,9 @@ def reasoning_gym(  # noqa: PLR0913 (what the command line can set)
     answer, such as correct-0.1*length (see `rewards.parts`).
 
     Raises:
-        ValueError: a data set whose scorer evaluates answers as code, a data set or option that does not exist, an option's value that the data set refuses, fewer
-            different questions than wanted, a question or answer that does not fit, or reasoning-gym is missing.
+        ValueError: a data set whose scorer evaluates answers as code, a data set or option that does not exist, an
+            option's value that the data set refuses, fewer different questions than wanted, a question or answer that
+            does not fit, or reasoning-gym is missing.
     """
     asking = Asking(tokenizer=tokenizer, template=template, shots=shots, until=until)
     _require_options(name, task_options)
