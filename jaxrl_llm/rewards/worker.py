@@ -7,11 +7,11 @@ with a line of its own (`f` and a socket; it answers with the process), and buri
     in   {"answer": TEXT, ...}                                 any number of times
     out  {"value": VALUE}             or {"error": TEXT}
 
-A grader is a function of its options that returns a function of an item. Answers are data: nothing here evaluates them,
-and data sets whose scorers do are refused (`tasks.reasoning_gym`); math-verify hands sums of plain numbers to sympy's
-parser, which does. That is one reason why this is a process of its own: without the parent's secrets in its environment,
-with bounded memory, unable to write into files (empty ones it could make), and killed when it overruns. That is
-protection against accidents and not a sandbox: the network is not cut off.
+A grader is a function of its options that returns a function of an item. Answers are data: nothing here evaluates
+them, and data sets whose scorers do are refused (`tasks.reasoning_gym`); math-verify hands sums of plain numbers to
+sympy's parser, which does. That is one reason why this is a process of its own: without the parent's secrets in its
+environment, with bounded memory, unable to write into files (empty ones it could make), and killed when it overruns.
+That is protection against accidents and not a sandbox: the network is not cut off.
 """
 
 import contextlib
