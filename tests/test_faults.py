@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -41,6 +42,12 @@ def test_stopped_runs_save_and_go_on():
     told = campaign("sigterm.py", "--count", "3")
     assert told["failed"] == 0
     assert told["saved"] >= 1
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not sys.platform.startswith("linux") or not shutil.which("cc"), reason="needs Linux and cc")
+def test_a_disk_that_fails_costs_no_step():
+    assert campaign("disk.py", "--most", "2")["failed"] == 0
 
 
 @pytest.mark.long
