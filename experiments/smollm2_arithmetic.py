@@ -140,6 +140,23 @@ def run_seed(settings: Settings, seed: int, folder: pathlib.Path) -> dict[str, A
     }
 
 
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two rows of every run: before it and after it. The ratio and its 95% interval stand in the second."""
+    begun = [
+        {"seed": x["seed"], "moment": "before", "minutes": 0.0}
+        | {"sampled": x["sampled before"], "greedy": x["greedy before"], "best constant": x["best constant"]}
+        | {"ratio": 1.0, "ratio, low": 1.0, "ratio, high": 1.0}
+        for x in rows
+    ]
+    ended = [
+        {"seed": x["seed"], "moment": "after", "minutes": x["minutes"]}
+        | {"sampled": x["sampled after"], "greedy": x["greedy after"], "best constant": x["best constant"]}
+        | {name: x[name] for name in ("ratio", "ratio, low", "ratio, high")}
+        for x in rows
+    ]
+    return [row for pair in zip(begun, ended, strict=True) for row in pair]
+
+
 def draw(folders: list[pathlib.Path], constant: float) -> Any:
     """Held-out accuracy over the steps of every run, against the best constant answer; and what training earned."""
     figure, (held, earned) = figure_of(1, 2, (9, 3.4), width_ratios=(1, 1))
@@ -188,7 +205,7 @@ def run(settings: Settings) -> str:
         verdict=word,
         reason=reason,
         command=f"python experiments/{NAME}.py",
-        rows=rows,
+        rows=table(rows),
         figure=draw(folders, rows[0]["best constant"]),
         out=runs if settings.smoke and settings.out is None else settings.out,
     )

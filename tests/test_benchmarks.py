@@ -112,3 +112,8 @@ def test_the_sampler_and_its_techniques_are_timed():
         assert all(len(times) == 2 and min(times) > 0 for times in pair.values())
     for rows in found.get("engines", {}).values():
         assert set(rows) == {"ours", "ours, sampled", "transformers", "limit"}
+
+
+@pytest.mark.long
+def test_what_saving_costs_is_timed():
+    assert len(json.loads(quick("checkpoint").splitlines()[-1])["ratios"]) == 1
