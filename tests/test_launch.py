@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from jaxrl_llm.cli import main
 ROOT = pathlib.Path(__file__).parents[1]
 BASH = shutil.which("bash")
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch")])
+TOOLS = pathlib.Path(sys.executable).parent  # of the extra [test]
 FILES = [*SCRIPTS, ROOT / "launch" / "gke_jobset.yaml"]
 
 
@@ -59,9 +61,15 @@ def test_scripts_parse_and_stop_at_the_first_error(path):
     done = subprocess.run([BASH, "-n", str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "set -euo pipefail" in path.read_text()
-    if checker := shutil.which("shellcheck"):
-        done = subprocess.run([checker, str(path)], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
+    done = subprocess.run([TOOLS / "shellcheck", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_jobset_is_clean_yaml():
+    rules = "{extends: default, rules: {line-length: {max: 120}, document-start: disable}}"
+    command = [TOOLS / "yamllint", "--strict", "-d", rules, FILES[-1]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_flags_of_the_recipes_exist(capsys):
