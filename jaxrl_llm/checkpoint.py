@@ -162,25 +162,20 @@ class Checkpoints:
         together(lambda: self._tidy(self._folders()))
 
     def _read(self, like: Any, step: int) -> Any:
+        """Each stage is one that all processes end before any begins the next, in which they wait for each other."""
         folder = self._path(step)
 
-        def read() -> Any:
+        def stage(work: Callable[[], Any]) -> Any:
             try:
-                manifest.require_files(folder)
-                return self._store.restore(folder, like)
+                return work()
             except DamageError as error:
                 raise CheckpointError(str(error)) from error
             except Exception as error:  # a damaged file may make the readers raise anything
                 raise CheckpointError(f"{folder} cannot be read: {_brief(error)}") from error
 
-        def check() -> None:
-            try:
-                manifest.require_leaves(folder, tree)
-            except DamageError as error:
-                raise CheckpointError(str(error)) from error
-
-        tree = together(read)
-        together(check)
+        manifests = together(lambda: stage(lambda: manifest.require_files(folder)))
+        tree = together(lambda: stage(lambda: self._store.restore(folder, like)))
+        together(lambda: stage(lambda: manifest.require_leaves(folder, manifests, tree)))
         return tree
 
     def _finish(self, step: int, leaves: Mapping[str, Any], metrics: Mapping[str, float]) -> None:

@@ -79,23 +79,24 @@ def read_manifests(folder: pathlib.Path) -> list[dict[str, Any]]:
     return found
 
 
-def require_files(folder: pathlib.Path) -> None:
-    """Raise DamageError unless the files of a step are there and have the digests in its manifests."""
-    for name, expected in read_manifests(folder)[0]["files"].items():
+def require_files(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The manifests of a step. Raises DamageError unless its files are there and have the digests in them."""
+    manifests = read_manifests(folder)
+    for name, expected in manifests[0]["files"].items():
         try:
             found = _digest_of(folder / name)
         except OSError as error:
             raise DamageError(f"{folder / name} cannot be read: {error.strerror}") from error
         if found != expected:
             raise DamageError(f"{folder / name} is damaged: it has the size and crc32 {found}, not {expected}")
+    return manifests
 
 
-def require_leaves(folder: pathlib.Path, tree: Any) -> None:
+def require_leaves(folder: pathlib.Path, manifests: Sequence[Mapping[str, Any]], tree: Any) -> None:
     """Raise DamageError unless the leaves of a tree have the digests in the manifests of the step in `folder`.
 
     Collective where a leaf is spread over several processes, and the same on all of them.
     """
-    manifests = read_manifests(folder)
     flaws = [_flaw(name, fetch(x), [m["leaves"].get(name, []) for m in manifests]) for name, x in named(tree)]
     known = {name for name, _ in named(tree)}
     flaws += [f"leaf {name} is left over" for m in manifests for name in m["leaves"] if name not in known]
