@@ -104,8 +104,25 @@ def train(
     if not resume:
         first(lambda: write_config(folder, config))
     heartbeat.begun()
+    quiet, shown = quiet or not is_first(), console or Console()
+    with stoppable() as stop:  # to the very end: a run that is stopped in its last report has nothing left but that
+        return _run(programs, evaluator, folder, stop, resume=resume, keep=keep, quiet=quiet, console=shown)
+
+
+def _run(
+    programs: Programs,
+    evaluator: Evaluator,
+    folder: pathlib.Path,
+    stop: Any,
+    *,
+    resume: bool,
+    keep: Keep | None,
+    quiet: bool,
+    console: Console,
+) -> Result:
+    """All of a run but its checks."""
+    config = programs.config
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(stoppable())
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.keep_checkpoints, keep))
         reference_store = stack.enter_context(Checkpoints(folder / "reference", 1))
         found = checkpoints.take_up(programs.state_like()) if resume else None
@@ -115,7 +132,7 @@ def train(
                 config.steps,
                 warmup_steps=0 if start is not None else config.warmup.max_steps,
                 resume_from=start or 0,
-                quiet=quiet or not is_first(),
+                quiet=quiet,
                 console=console,
             )
         )
@@ -146,7 +163,7 @@ def train(
         checkpoints.wait()
     heartbeat.beat("report", config.steps)
     after = journal.evaluation or evaluator(programs.trained.acting(state.params), config.steps)
-    first(lambda: _end(folder, summary, after, console or Console()))
+    first(lambda: _end(folder, summary, after, console))
     return Result(folder, programs.trained.merged(state.params), summary["before"], after, summary["constant_accuracy"])
 
 

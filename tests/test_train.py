@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxrl_llm.inspect_run import evaluate_run, sample_run
 from jaxrl_llm.journal import NonFiniteError
 from jaxrl_llm.metrics import RunError, read_metrics, read_samples
 from jaxrl_llm.policies.config import DecoderConfig
+from jaxrl_llm.report import write_report
 from jaxrl_llm.rollouts.sampling import SamplingRules
 from jaxrl_llm.train import train
 from jaxrl_llm.types import Grade
@@ -131,6 +133,27 @@ def test_peer_defect_kl_between_identical_policies_at_another_temperature(tmp_pa
     curves = read_metrics(result.folder)
     assert abs(curves["kl"][1][0]) < 1e-6
     assert curves["sampling/logp_difference_max"][1][0] < 1e-4
+
+
+def test_a_run_that_is_stopped_in_its_last_report_ends_as_if_nothing_was(tmp_path, monkeypatch):
+    said = []
+
+    def stopped(folders, path):
+        signal.raise_signal(signal.SIGTERM)
+        said.append("it goes on")
+        return write_report(folders, path)
+
+    def killed(*_):
+        raise AssertionError("nobody listens")
+
+    monkeypatch.setattr("jaxrl_llm.train.write_report", stopped)
+    before = signal.signal(signal.SIGTERM, killed)
+    try:
+        run(tiny(), tmp_path / "run")
+    finally:
+        assert signal.signal(signal.SIGTERM, before) is killed
+    assert said == ["it goes on"]
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_grader_gone_mad_stops_the_run_by_name(tmp_path):
