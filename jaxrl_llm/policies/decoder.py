@@ -5,6 +5,8 @@ default rematerialised; every parameter names its logical axes, from which `shar
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -16,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrl_llm.policies.attention import attend, attend_by
 from jaxrl_llm.policies.config import DecoderConfig, Rope
 from jaxrl_llm.policies.rope import frequencies, rotate
+from jaxrl_llm.policies.turned import attend_one, product
 from jaxrl_llm.types import pytree
 
 
@@ -26,6 +29,35 @@ class Past:
 
     key: Float[Array, "N *B Hk D"]
     value: Float[Array, "N *B Hk D"]
+
+    @property
+    def columns(self) -> int:
+        """L of prompts, T of answers."""
+        return self.key.shape[-3]
+
+    def put(self, key: Array, value: Array, layer: Array | int, column: Array | int) -> "Past":
+        """With keys and values [P G S Hk D] of a layer from a column on."""
+        at = (layer, 0, 0, column, 0, 0)
+        return Past(
+            key=jax.lax.dynamic_update_slice(self.key, key[None], at),
+            value=jax.lax.dynamic_update_slice(self.value, value[None], at),
+        )
+
+    def read(self, layer: Array | int, columns: int) -> tuple[Array, Array]:
+        """The first columns of a layer, [P G R Hk D]."""
+
+        def cut(x):
+            return jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0, 0), (1, *x.shape[1:3], columns, *x.shape[4:]))[0]
+
+        return cut(self.key), cut(self.value)
+
+    def some(self, take: Callable[[Array, int], Array], axes: int) -> "Past":
+        """Of some prompts (1 axis), or of some answers (2), one a prompt: `take` chooses them along these axes."""
+
+        def chosen(x):
+            return take(x, axes) if axes == 1 else take(x, axes)[:, None]
+
+        return Past(key=jax.vmap(chosen)(self.key), value=jax.vmap(chosen)(self.value))
 
 
 class Sight(NamedTuple):
@@ -85,6 +117,7 @@ class Block(nn.Module):
     """One layer. The carry is (activations, cache of the answers or None); the cache is updated in place."""
 
     config: DecoderConfig
+    turned: bool = False  # maps, cache and prefix lie as in `turned`
 
     @nn.compact
     def __call__(self, carry, per_layer, places: Places):
@@ -101,15 +134,25 @@ class Block(nn.Module):
         return (x, cache), emitted
 
 
-def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int) -> Array:
-    init = nn.with_logical_partitioning(nn.initializers.truncated_normal(fan_in**-0.5), axes)
-    return module.param(name, init, shape, jnp.float32).astype(module.config.dtype)
+def _map(module: nn.Module, name: str, h: Array, shape: tuple[int, ...], axes: tuple[str, ...]) -> Array:
+    """h [P G S ...] times a weight whose first axes are those of h; what is left of its axes takes their place."""
+    c, inputs = module.config, h.shape[3:]
+    size, outputs = math.prod(inputs), shape[len(inputs) :]
+    # As matrices: XLA on CPU copies the weights, transposed, for a contraction over two axes, every time.
+    flat = h.reshape(*h.shape[:3], size)
+    if module.turned:
+        weight = module.param(name, nn.initializers.zeros, (math.prod(outputs), size), jnp.float32)
+        made = product(flat, weight.astype(c.dtype))
+    else:
+        init = nn.with_logical_partitioning(nn.initializers.truncated_normal(size**-0.5), axes)
+        weight = module.param(name, init, shape, jnp.float32).astype(c.dtype)
+        made = flat @ weight.reshape(size, -1)
+    return _adapted(module, name, h, made.reshape(*h.shape[:3], *outputs))
 
 
 def _heads(module: Block, name: str, heads: int, axis: str, h: Float[Array, "P G S E"]) -> Float[Array, "P G S H D"]:
     c = module.config
-    out = jnp.einsum("pgse,ehd->pgshd", h, _weight(module, name, (c.width, heads, c.head_size), HEADS[axis], c.width))
-    out = _adapted(module, name, h, out)
+    out = _map(module, name, h, (c.width, heads, c.head_size), HEADS[axis])
     if c.qkv_bias:
         init = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head"))
         bias = module.param(f"{name}_bias", init, (heads, c.head_size), jnp.float32).astype(c.dtype)
@@ -135,36 +178,27 @@ def _attention(module: Block, normed, h, cache, per_layer, places: Places):
     layer, local, prefix = per_layer
     q = _heads(module, "query", c.heads, "heads", h)
     k, v = (_heads(module, name, c.kv_heads, "kv_heads", h) for name in ("key", "value"))
-    wo = _weight(module, "out", (c.heads, c.head_size, c.width), ("heads", "head", "embed"), c.heads * c.head_size)
     if c.qk_norm:
         q, k = normed("query_norm", q), normed("key_norm", k)
     frequency, factor = _turns(c, local)
     q, k = (rotate(x, places.position, frequency, factor) for x in (q, k))
     own, emitted, sight = (k, v), (k, v), places.everything
     if cache is not None:
-        at = (layer, 0, 0, places.column, 0, 0)
-        cache = Past(
-            key=jax.lax.dynamic_update_slice(cache.key, k[None], at),
-            value=jax.lax.dynamic_update_slice(cache.value, v[None], at),
-        )
-        own, emitted = tuple(_columns(x, layer, sight.own.shape[-1]) for x in (cache.key, cache.value)), None
+        cache = cache.put(k, v, layer, places.column)
+        own, emitted = cache.read(layer, sight.own.shape[-1]), None
     if places.nearby is not None:
         sight = jax.tree.map(lambda near, every: jnp.where(local, near, every), places.nearby, sight)
     scale = (c.query_scale or c.head_size) ** -0.5
-    seen = (own, sight.own, (prefix.key, prefix.value), sight.prefix)
-    if c.attention == "cudnn" and cache is None:  # a single cached step has no weights to save
-        a = attend_by(c.attention, q, *seen, scale=scale)
+    if module.turned:
+        a = attend_one(q, own, sight.own, prefix, sight.prefix, scale=scale, cap=c.attention_cap)
     else:
-        a = attend(q, *seen, scale=scale, cap=c.attention_cap)
-    # As one matrix: XLA on CPU copies the weights, transposed, for a contraction over two axes, every time.
-    inner = c.heads * c.head_size
-    out = a.reshape(*a.shape[:3], inner) @ wo.reshape(inner, c.width)
-    return _adapted(module, "out", a, out), cache, emitted
-
-
-def _columns(x: Float[Array, "N P G T Hk D"], layer: Int[Array, ""], read: int) -> Float[Array, "P G R Hk D"]:
-    """The first columns of a layer of the cache."""
-    return jax.lax.dynamic_slice(x, (layer, 0, 0, 0, 0, 0), (1, *x.shape[1:3], read, *x.shape[4:]))[0]
+        seen = (own, sight.own, (prefix.key, prefix.value), sight.prefix)
+        if c.attention == "cudnn" and cache is None:  # a single cached step has no weights to save
+            a = attend_by(c.attention, q, *seen, scale=scale)
+        else:
+            a = attend(q, *seen, scale=scale, cap=c.attention_cap)
+    out = _map(module, "out", a, (c.heads, c.head_size, c.width), ("heads", "head", "embed"))
+    return out, cache, emitted
 
 
 def _turns(c: DecoderConfig, local: Bool[Array, ""]) -> tuple[Array, Array | float]:
@@ -178,11 +212,9 @@ def _turns(c: DecoderConfig, local: Bool[Array, ""]) -> tuple[Array, Array | flo
 
 def _mlp(module: Block, h: Float[Array, "P G S E"]) -> Float[Array, "P G S E"]:
     c = module.config
-    gate, up = (_weight(module, name, (c.width, c.mlp_width), ("embed", "mlp"), c.width) for name in ("gate", "up"))
-    down = _weight(module, "down", (c.mlp_width, c.width), ("mlp", "embed"), c.mlp_width)
-    gated, open_ = _adapted(module, "gate", h, h @ gate), _adapted(module, "up", h, h @ up)
-    inner = (nn.silu(gated) if c.activation == "silu" else nn.gelu(gated, approximate=True)) * open_
-    return _adapted(module, "down", inner, inner @ down)
+    gate, up = (_map(module, name, h, (c.width, c.mlp_width), ("embed", "mlp")) for name in ("gate", "up"))
+    inner = (nn.silu(gate) if c.activation == "silu" else nn.gelu(gate, approximate=True)) * up
+    return _map(module, "down", inner, (c.mlp_width, c.width), ("mlp", "embed"))
 
 
 class Decoder(nn.Module):

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxrl_llm.policies.config import DecoderConfig
 from jaxrl_llm.policies.decoder import Decoder, Past, Places, places_of
 from jaxrl_llm.policies.readout import Head, logits_of
+from jaxrl_llm.policies.turned import Turned
 from jaxrl_llm.types import pytree
 
 Params = Any
@@ -25,10 +26,10 @@ Params = Any
 class Prefix:
     """A prompt up to its last token: keys and values [N P L-1 Hk D], which columns are real, and that last token.
 
-    Of a policy that is unrolled for decoding, `past` has an entry a layer, of N = 1.
+    Of a policy that is unrolled for decoding, `past` has an entry a layer: a `Past` of N = 1, or `Turned`.
     """
 
-    past: Past | tuple[Past, ...]
+    past: Past | tuple[Past, ...] | tuple[Turned, ...]
     mask: Bool[Array, "P L1"]
     last: Int[Array, " P"]
 
@@ -132,7 +133,7 @@ class Policy:
 
         read  how many columns are looked at, more than `column`; None: all
         """
-        places = self.places(prefix, column, cache.key.shape[3] if read is None else read)
+        places = self.places(prefix, column, cache.columns if read is None else read)
         hidden, cache = self._module.apply(self._variables(params), token[..., None], places, prefix.past, cache)
         return self.logits(params, hidden)[:, :, 0], cache
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxrl_llm.policies.decoder import Block, Decoder
 from jaxrl_llm.policies.policy import Adapted, Params, Policy, Prefix
+from jaxrl_llm.policies.turned import turn, turn_maps
 
 LEAST, MOST = 2**25, 2**31  # bytes of the layers: what stays in a cache anyway, and what is too much to hold twice
 
@@ -25,10 +26,15 @@ class Unrolled:
     """A policy that decodes with parameters, prefix and cache of `for_decoding`."""
 
     policy: Policy
+    turned: bool  # they lie as in `turned`
 
     def empty_cache(self, prompts: int, answers: int, length: int) -> Layers:
-        """Room for the keys and values of answers [1 P G T], a layer each."""
-        return _layers(self.policy.empty_cache(prompts, answers, length))
+        """Room for the keys and values of answers [P G T], a layer each."""
+        layers = _layers(self.policy.empty_cache(prompts, answers, length))
+        if not self.turned:
+            return layers
+        flat = lambda x: x.reshape(prompts * answers, *x.shape[3:])  # noqa: E731
+        return tuple(turn(flat(each.key), flat(each.value)) for each in layers)
 
     def step(
         self,
@@ -42,14 +48,14 @@ class Unrolled:
         """As `Policy.step`."""
         policy, grown = self.policy, []
         c, module = policy.config, Decoder(policy.config, policy.vocab_size)
-        places = policy.places(prefix, column, cache[0].key.shape[3] if read is None else read)
+        places = policy.places(prefix, column, cache[0].columns if read is None else read)
         layers, rest = params["layers"], {"params": params["rest"]}
         x = module.apply(rest, token[..., None], method=Decoder.embed)
         for i, weights in enumerate(layers):
-            past = jax.tree.map(lambda x: x[0], prefix.past[i])
+            past = prefix.past[i] if self.turned else jax.tree.map(lambda x: x[0], prefix.past[i])
             local = bool(c.windowed and c.windowed[i])
-            carry = Block(c).apply({"params": weights}, (x, cache[i]), (0, jnp.asarray(local), past), places)
-            (x, each), _ = carry
+            per_layer = (0, jnp.asarray(local), past)
+            (x, each), _ = Block(c, self.turned).apply({"params": weights}, (x, cache[i]), per_layer, places)
             grown.append(each)
         hidden = module.apply(rest, x, method=Decoder.finish)
         return policy.logits(params["rest"], hidden)[:, :, 0], tuple(grown)
@@ -64,8 +70,11 @@ def for_decoding(policy: Policy, params: Params, prefix: Prefix) -> tuple[Policy
         return policy, params, prefix
     rest = {name: x for name, x in params.items() if name != "blocks"}
     weights = tuple(jax.tree.map(lambda x: x[0], each) for each in _layers(blocks))
-    past = dataclasses.replace(prefix, past=_layers(prefix.past))
-    return Unrolled(policy), {"layers": weights, "rest": rest}, past
+    past, turned = _layers(prefix.past), jax.default_backend() == "cpu"
+    if turned:
+        weights = tuple(turn_maps(each) for each in weights)
+        past = tuple(turn(each.key[0], each.value[0]) for each in past)
+    return Unrolled(policy, turned), {"layers": weights, "rest": rest}, dataclasses.replace(prefix, past=past)
 
 
 def _layers(stacked: Any) -> Layers:

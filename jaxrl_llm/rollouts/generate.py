@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from jaxrl_llm import random
 from jaxrl_llm.policies.decoder import Past
 from jaxrl_llm.policies.policy import Params, Policy, Prefix
-from jaxrl_llm.policies.unrolled import Unrolled, for_decoding
+from jaxrl_llm.policies.unrolled import Layers, Unrolled, for_decoding
 from jaxrl_llm.rollouts.sampling import SamplingRules, draw
 from jaxrl_llm.rollouts.stopping import Stopping
 from jaxrl_llm.types import pytree
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
     token: Int[Array, "P G"]
     match: Int[Array, "P G"]  # state of the stop strings
     answers: Answers
-    cache: Past | tuple[Past, ...]
+    cache: Past | Layers
 
 
 class Sampler(NamedTuple):
@@ -164,12 +164,19 @@ def _some(batch: Batch, rows: Int[Array, "S R"]) -> Batch:
     g = batch.keys.shape[1]
     answers = lambda x: _take(x, rows, 2)  # noqa: E731
     prompts = lambda x: _take(x, rows // g, 1)  # noqa: E731
-    past = jax.tree.map(jax.vmap(prompts), batch.prefix.past)
+    past = _some_past(batch.prefix.past, rows // g, 1)
     prefix = Prefix(past=past, mask=prompts(batch.prefix.mask), last=prompts(batch.prefix.last))
     keys, limit, token, match = (answers(x)[:, None] for x in (batch.keys, batch.limit, batch.token, batch.match))
     grown = jax.tree.map(lambda x: answers(x)[:, None], batch.answers)
-    cache = jax.tree.map(jax.vmap(lambda x: answers(x)[:, None]), batch.cache)
+    cache = _some_past(batch.cache, rows, 2)
     return Batch(keys, limit, prefix, token, match, grown, cache)
+
+
+def _some_past(past: Past | Layers, rows: Int[Array, "S R"], axes: int) -> Past | Layers:
+    """Keys and values of some prompts (1 axis) or answers (2), of all layers or of each."""
+    if isinstance(past, tuple):
+        return tuple(_some_past(each, rows, axes) for each in past)
+    return past.some(lambda x, of: _take(x, rows, of), axes)
 
 
 def _take(x: Array, rows: Int[Array, "S R"], axes: int) -> Array:
