@@ -1,4 +1,4 @@
-"""Nothing in the package runs text as code, or unpickles: a model's text and a stranger's files reach all of it."""
+"""Nothing but one file runs text as code, and nothing unpickles: model text and strangers' files reach everything."""
 
 import ast
 import pathlib
@@ -9,6 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "jaxrl_llm"
 BUILTINS = {"eval", "exec", "compile", "__import__", "breakpoint"}
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "code", "codeop", "joblib"}
 ATTRIBUTES = {"parse_expr", "sympify", "system", "popen", "literal_eval", "unsafe_load"}
+RUNS_PROGRAMS = {f"jaxrl_llm/rewards/run_program.py: {name}" for name in ("exec", "compile")}  # off unless asked for
 KEYWORDS = {"shell", "allow_pickle", "trust_remote_code"}
 
 
@@ -30,7 +31,7 @@ def test_the_package_runs_no_text():
     files = sorted(PACKAGE.rglob("*.py"))
     assert len(files) > 100
     found = [x for path in files for x in offences(path.relative_to(PACKAGE.parent), path.read_text(encoding="utf-8"))]
-    assert not found
+    assert set(found) == RUNS_PROGRAMS
 
 
 @pytest.mark.parametrize(

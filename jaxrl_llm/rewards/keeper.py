@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,9 @@ START = 120.0
 """Seconds that a keeper may take to import its libraries."""
 
 INHERITED = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH")
-"""What a grader sees of the environment. Tokens and passwords stay out: some libraries evaluate what an answer says."""
+"""What a grader sees of the environment. Tokens and passwords stay out."""
+
+OPEN = "this system has no seccomp as on Linux, so a grader that an answer misleads could reach files and the network"
 
 SETTINGS = {
     "PYTHONHASHSEED": "0",  # some reasoning-gym datasets are another dataset under another hash seed
@@ -87,10 +90,12 @@ class Keeper:
     def _await_start(self) -> None:
         self.control.settimeout(START)
         self.control.sendall(json.dumps(self.order).encode() + b"\n")
-        (size,) = struct.unpack("i", self._read(4))
+        confined, size = struct.unpack("ii", self._read(8))
         refusal = self._read(size).decode()
         if refusal:
             raise ValueError(f"{self.order['grader']}: {refusal}")
+        if not confined:
+            warnings.warn(f"graders are not confined: {OPEN}", RuntimeWarning, stacklevel=2)
         self.ready = True
 
     def _read(self, size: int) -> bytes:

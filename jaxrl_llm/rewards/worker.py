@@ -2,24 +2,27 @@
 
 The process that is run is the keeper: it loads the grader, {"grader": NAME, "options": {...}} as a line over the socket
 that is its standard input, answers with the size and text of a refusal (empty: none), and then forks graders off, each
-with a line of its own (`f` and a socket; it answers with the process), and buries them (`r` and the process).
+with a line of its own (`f` and a socket; it answers with the process), and buries them (`r` and the process). In front
+of the size stands a 1 where graders are confined, and a 0 where this system has no way to.
 
     in   {"answer": TEXT, ...}                                 any number of times
     out  {"value": VALUE}             or {"error": TEXT}
 
 A grader is a function of its options that returns a function of an item. Answers are data: nothing here evaluates
-them, and data sets whose scorers do are refused (`tasks.reasoning_gym`); math-verify hands sums of plain numbers to
-sympy's parser, which does. That is one reason why this is a process of its own: without the parent's secrets in its
-environment, with bounded memory, unable to write into files (empty ones it could make), and killed when it overruns.
-That is protection against accidents and not a sandbox: the network is not cut off.
+them, and data sets whose scorers do are refused (`tasks.reasoning_gym`). A grader is a process of its own all the same:
+without the parent's secrets in its environment, with bounded memory, killed when it overruns, and on Linux confined by
+the kernel (`confine.py`): it writes no file and reaches no network and no other process. `code` alone starts processes;
+there the programs are confined.
 """
 
 import contextlib
 import copy
 import ctypes
 import functools
+import importlib.util
 import json
 import os
+import pathlib
 import queue
 import re
 import resource
@@ -30,6 +33,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from types import ModuleType
 from typing import Any
 
 LINE = 1 << 24
@@ -39,6 +43,9 @@ MEMORY = 4 << 30
 """Bytes of address space: an answer such as `10 ** 10 ** 10` must not take the machine with it."""
 
 Grader = Callable[[dict[str, Any]], Any]
+
+STARTS_PROCESSES = ("code",)
+"""Graders that cannot be confined themselves."""
 
 NUMBER = re.compile(
     r"(?:(?<![0-9A-Za-z_)\].])[-+])?"  # a sign, and not the minus of "5-3"
@@ -65,6 +72,15 @@ def last_number(text: str) -> Fraction | None:
     return Fraction(above) / int(below or 1) if int(below or 1) else None
 
 
+def beside(name: str) -> ModuleType:
+    """A module of this folder, which needs nothing of the package."""
+    path = pathlib.Path(__file__).with_name(f"{name}.py")
+    specification = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
 def exact(_: dict[str, Any]) -> Grader:
     """1 where the answer is the truth, white space around either aside."""
     return lambda item: float(item["answer"].strip() == item["truth"].strip())
@@ -86,10 +102,12 @@ def math_verify(_: dict[str, Any]) -> Grader:
     """1 where math-verify finds the two equal. Its own timeouts are off: the pool kills.
 
     A truth without $ or \\boxed is read as one formula, since math-verify would take the 1 out of "1+x" and call any 1
-    right. An answer is read as text that holds a formula or ends in a number, and failing that as one formula.
+    right. An answer is read as text that holds a formula or ends in a number, and failing that as one formula. Sums
+    are read without evaluating them as Python (`plain_sums`), which the library would do.
     """
     import math_verify as library
 
+    beside("plain_sums").install()
     marks = ("$", "\\boxed", "\\(", "\\[")
 
     def parse(text: str) -> list:
@@ -143,11 +161,17 @@ def reasoning_gym(options: dict[str, Any]) -> Grader:
     return serve
 
 
+def code(options: dict[str, Any]) -> Grader:
+    """1 where the program in the answer prints what the truth wants: see `programs.code`."""
+    return beside("programs").code(options)
+
+
 GRADERS: dict[str, Callable[[dict[str, Any]], Grader]] = {
     "exact": exact,
     "numeric": numeric,
     "math_verify": math_verify,
     "reasoning_gym": reasoning_gym,
+    "code": code,
 }
 
 
@@ -184,7 +208,22 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def serve(line: int, grade: Grader) -> None:
+def confine() -> bool:
+    """Confine this process. False where this system has no way to."""
+    return beside("confine").confine()
+
+
+def can_confine() -> bool:
+    """Whether it has, as a process forked for that finds out."""
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(Exception):
+            os._exit(0 if confine() else 1)
+        os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def serve(line: int, grade: Grader, free: bool) -> None:
     """Grade what comes over a socket, until it is closed."""
     os.setsid()
     die_with_parent()
@@ -192,6 +231,8 @@ def serve(line: int, grade: Grader) -> None:
     limit(resource.RLIMIT_CORE, 0)
     limit(resource.RLIMIT_FSIZE, 0)
     limit(resource.RLIMIT_AS, MEMORY)
+    if not free:
+        confine()
 
     def reply(**message: Any) -> None:
         text = json.dumps(message, allow_nan=False).encode() + b"\n"
@@ -214,7 +255,8 @@ def keep(control: socket.socket) -> None:
         grade = GRADERS[order["grader"]](order["options"])
     except Exception as error:
         refusal = f"{type(error).__name__}: {error}"[:2000]
-    control.sendall(struct.pack("i", len(refusal.encode())) + refusal.encode())
+    free = order["grader"] in STARTS_PROCESSES
+    control.sendall(struct.pack("ii", free or can_confine(), len(refusal.encode())) + refusal.encode())
     while grade:
         message, (line, *_), _, _ = _received(control)
         if message[:1] == b"r":
@@ -226,7 +268,7 @@ def keep(control: socket.socket) -> None:
         pid = os.fork()
         if pid == 0:
             control.close()
-            serve(line, grade)
+            serve(line, grade, free)
             os._exit(0)
         os.close(line)
         control.sendall(struct.pack("i", pid))

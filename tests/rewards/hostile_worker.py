@@ -4,8 +4,11 @@ import ctypes
 import importlib.util
 import os
 import pathlib
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 PATH = pathlib.Path(__file__).parents[2] / "jaxrl_llm" / "rewards" / "worker.py"
@@ -42,6 +45,17 @@ def recurse(item):
     return recurse(item) + 1
 
 
+def reach(item):
+    with socket.create_connection(("127.0.0.1", item["port"])) as line:
+        return float(line.fileno())
+
+
+def daemon(item):
+    """Left over in a session of its own: the kill of a group does not find it."""
+    process = subprocess.Popen(["/bin/sleep", "1000"], start_new_session=True)
+    return float(process.pid)
+
+
 ACTS = {
     "right": lambda _: 1.0,
     "slow": slow,
@@ -51,7 +65,7 @@ ACTS = {
     "lock": holds_the_lock,
     "exit": lambda _: os._exit(3),
     "quit": lambda _: sys.exit(0),
-    "killed": lambda _: os.kill(os.getpid(), 9),
+    "killed": lambda _: signal.raise_signal(signal.SIGKILL),
     "raise": lambda _: 1 / 0,
     "recurse": recurse,
     "memory": lambda _: bytearray(worker.MEMORY),
@@ -64,6 +78,11 @@ ACTS = {
     "pid": lambda _: float(os.getpid()),
     "environment": lambda _: sorted(os.environ),
     "modules": lambda _: sorted(sys.modules),
+    "reach": reach,
+    "daemon": daemon,
+    "signal": lambda item: os.kill(item["pid"], 0) or 1.0,
+    "touch": lambda item: pathlib.Path(item["file"]).touch() or 1.0,
+    "thread": lambda _: float(threading.Thread(target=int).start() is None),
     "write": lambda item: pathlib.Path(item["file"]).write_text("x"),
     "length": lambda item: float(len(item["text"])),
 }
@@ -74,6 +93,8 @@ def hostile(options):
         os._exit(1)
     if options.get("refuse"):
         raise ValueError("no such thing")
+    if options.get("free"):
+        worker.confine = lambda: False
     return lambda item: ACTS[item["answer"]](item)
 
 
