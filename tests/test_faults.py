@@ -13,8 +13,8 @@ import pytest
 FAULTS = pathlib.Path(__file__).parent / "faults"
 
 
-def campaign(script, *flags):
-    """What a campaign prints at its end; it fails the test where anything failed."""
+def campaign(script, *flags, status=0):
+    """What a campaign prints at its end; fails the test where its exit status is another."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
     done = subprocess.run(
@@ -25,7 +25,7 @@ def campaign(script, *flags):
         timeout=1200,
         env=environment,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -54,3 +54,18 @@ def test_a_disk_that_fails_costs_no_step():
 def test_hostile_answers_cost_no_right_one_its_grade():
     told = campaign("graders.py", "--count", "500", "--budget", "0.5", "--hangers", "8", "--repeats", "1")
     assert told["numeric"]["wrong"] == told["math_verify"]["wrong"] == 0
+
+
+@pytest.mark.long
+def test_payloads_leave_nothing():
+    told = campaign("injections.py", "--count", "60")
+    assert told["payloads"] == 60
+    assert told["files"] == told["hooked"] == []
+    assert told["connections"] == told["processes"] == 0
+
+
+@pytest.mark.long
+def test_a_grader_that_evaluates_answers_is_noticed():
+    told = campaign("injections.py", "--count", "60", "--broken", status=1)
+    assert told["hooked"]
+    assert told["files"]

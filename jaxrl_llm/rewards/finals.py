@@ -1,5 +1,7 @@
 """Where the final answer stands in a worked solution, in one pass over its text."""
 
+from jaxrl_llm.rewards.worker import ANSWER
+
 HASHES = "####"
 
 
@@ -12,8 +14,10 @@ def after_hashes(text: str) -> str | None:
 def last_boxed(text: str) -> str | None:
     r"""The content of the last \boxed{...} (or \fbox{...}) whose braces close; None without one.
 
-    Braces inside may be nested; \{ and \} are signs and count as none.
+    Braces inside may be nested; \{ and \} are signs and count as none. None for more than 100,000 characters, too.
     """
+    if len(text) > ANSWER:
+        return None
     begins = {at + len(mark) for mark in (r"\boxed", r"\fbox") for at in _places(text, mark)}
     opened: list[tuple[int, bool]] = []
     found, at, word = None, 0, 0  # `word`: where the last text that is no space ends

@@ -16,9 +16,6 @@ from jaxrl_llm.rewards import worker
 from jaxrl_llm.rewards.keeper import Keeper
 from jaxrl_llm.spec import nearest
 
-ANSWER = 100_000
-"""Characters of the longest answer that is graded; a longer one is wrong."""
-
 FIRST = 0.005
 """Seconds that an answer gets at first, at least; whoever needs more waits until all others have had theirs."""
 
@@ -122,7 +119,7 @@ class GraderPool:
 
     def grade(self, items: Sequence[Mapping[str, Any]]) -> list[float | None]:
         """The grade of each item, in order. An item is {"answer": text, ...} with what the grader asks for besides."""
-        long = [len(item["answer"]) > ANSWER for item in items]
+        long = [len(item["answer"]) > worker.ANSWER for item in items]
         self.counts["oversized"] += sum(long)
         values = iter(self._patiently([item for item, is_long in zip(items, long, strict=True) if not is_long]))
         return [0.0 if is_long else next(values) for is_long in long]

@@ -36,6 +36,9 @@ from fractions import Fraction
 from types import ModuleType
 from typing import Any
 
+ANSWER = 100_000
+"""Characters of the longest answer that is read; a longer one is wrong."""
+
 LINE = 1 << 24
 """Bytes of the longest line in either direction."""
 
@@ -60,8 +63,10 @@ def last_number(text: str) -> Fraction | None:
 
     A sign counts unless something stands right before it, units and per cent signs are ignored, and so is a full stop
     at the end. A number of more than 400 characters or with an exponent beyond 9999, or over zero, is None: it is no
-    answer, and its digits would fill the memory.
+    answer, and its digits would fill the memory. So is any number of a text of more than 100,000 characters.
     """
+    if len(text) > ANSWER:
+        return None
     found = [match.group() for match in NUMBER.finditer(text.replace("−", "-"))]
     if not found or len(found[-1]) > 400:
         return None
@@ -161,17 +166,12 @@ def reasoning_gym(options: dict[str, Any]) -> Grader:
     return serve
 
 
-def code(options: dict[str, Any]) -> Grader:
-    """1 where the program in the answer prints what the truth wants: see `programs.code`."""
-    return beside("programs").code(options)
-
-
 GRADERS: dict[str, Callable[[dict[str, Any]], Grader]] = {
     "exact": exact,
     "numeric": numeric,
     "math_verify": math_verify,
     "reasoning_gym": reasoning_gym,
-    "code": code,
+    "code": lambda options: beside("programs").code(options),
 }
 
 

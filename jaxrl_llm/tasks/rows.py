@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxrl_llm.rewards import worker
+from jaxrl_llm.rewards import programs, worker
 from jaxrl_llm.rewards.composite import read_composite
 from jaxrl_llm.rewards.finals import after_hashes, last_boxed
 from jaxrl_llm.rewards.pool import GraderPool
@@ -22,6 +22,7 @@ MATCHES: Mapping[str, tuple[str, Callable[[str], str | None] | None]] = {
     "math_verify": ("math_verify", None),
     "gsm8k": ("numeric", after_hashes),
     "math": ("math_verify", last_boxed),
+    "code": ("code", None),
 }
 MARKS = {"gsm8k": "'#### ANSWER'", "math": r"\boxed{ANSWER}"}
 
@@ -52,15 +53,16 @@ def rows(  # noqa: PLR0913 (what the command line can set)
     `path` is a local .json, .jsonl, .csv, .parquet or .arrow file, a folder saved by `datasets`, or a data set
     OWNER/NAME of the hub, of which `split` and `subset` choose the part. `match` is "exact" (but for white space
     around), "numeric" (the last numbers are equal), "math_verify" (equal as mathematics), "gsm8k" (the column is a
-    worked solution with its answer behind "####", and the last numbers are equal) or "math" (it stands in the last
-    \\boxed{}, and they are equal as mathematics). `reward` is a sum of parts of the answer, each a column of its
-    components, such as correct+0.2*boxed-0.1*length (see `rewards.parts`). `heldout` is a share below 1, or a number of
-    questions; `split_seed` chooses them. `tokenizer` is "char" (the characters of these rows), "sentencepiece" (trained
-    on them), a published model or a `.model` file. `template` and `shots` are those of `prompting.Prompting`: a layout
-    (plain, qa, chat, FILE.jinja), also with a prior prompt (chat+planning), and how many solved examples are shown in
-    front. An answer ends with one of the ASCII texts of `until` too (with || between them), and is read up to it.
-    `limit` is a column of how many tokens an answer to the row may have, where that is less than `answer_length`. A row
-    may come twice, and counts once.
+    worked solution with its answer behind "####", and the last numbers are equal), "math" (it stands in the last
+    \\boxed{}, and they are equal as mathematics) or "code" (the answer is a Python program, which is run: the column
+    holds its tests, JSON [[input, output], ...]; see `rewards.programs.code` before you ask for it). `reward` is a sum
+    of parts of the answer, each a column of its components, such as correct+0.2*boxed-0.1*length (see `rewards.parts`).
+    `heldout` is a share below 1, or a number of questions; `split_seed` chooses them. `tokenizer` is "char" (the
+    characters of these rows), "sentencepiece" (trained on them), a published model or a `.model` file. `template` and
+    `shots` are those of `prompting.Prompting`: a layout (plain, qa, chat, FILE.jinja), also with a prior prompt
+    (chat+planning), and how many solved examples are shown in front. An answer ends with one of the ASCII texts of
+    `until` too (with || between them), and is read up to it. `limit` is a column of how many tokens an answer to the
+    row may have, where that is less than `answer_length`. A row may come twice, and counts once.
 
     Raises:
         ValueError: a name that does not exist, with the nearest one; a row that is malformed, lacks a field, has
@@ -81,10 +83,11 @@ def rows(  # noqa: PLR0913 (what the command line can set)
     columns = [prompt, answer, *([limit] if limit else [])]
     questions = _questions(read_table(path, split, subset, columns), columns)
     questions = [_with_truth(q, answer, match) for q in questions] if final else questions
+    questions = _with_tests(questions, answer, shots) if match == "code" else questions
     if not questions:
         raise ValueError(f"{path}: there is no row")
     count = _heldout_count(heldout, len({q.prompt for q in questions}) - shots)
-    pool = GraderPool(grader, {}, workers, seconds)
+    pool = GraderPool(grader, {"seconds": seconds} if match == "code" else {}, workers, seconds)
     try:
         _require_own_match(questions, match, pool)
         made = host_task(spec, questions, asking, (prompt_length, answer_length), (count, split_seed), pool)
@@ -154,11 +157,27 @@ def _with_truth(q: Question, column: str, match: str) -> Question:
     return dataclasses.replace(q, item={"truth": truth})
 
 
+def _with_tests(questions: list[Question], column: str, shots: int) -> list[Question]:
+    """The questions with the tests of their programs, of which no right one is known."""
+    if shots:
+        raise ValueError(f"shots={shots} shows solved examples, and match=code knows of no program that is right")
+    tests: dict[str, Question] = {}
+    for q in questions:
+        try:
+            programs.read_truth(q.item["truth"])
+        except ValueError as error:
+            raise ValueError(f"{q.where}: field {column!r}: {error}") from error
+        earlier = tests.setdefault(q.prompt, q)
+        if earlier.item != q.item:
+            raise ValueError(f"{q.where} asks what {earlier.where} asks, with other tests: {q.prompt[:80]!r}")
+    return [dataclasses.replace(q, answer=None) for q in questions]
+
+
 def _require_own_match(questions: list[Question], match: str, pool: GraderPool) -> None:
     """Raise ValueError for the first answer that would not be right as an answer: its row could never be rewarded."""
     pairs = list(dict.fromkeys((q.answer, q.item["truth"]) for q in questions))
     grader = MATCHES[match][0]
-    if grader == "exact":
+    if grader in ("exact", "code"):
         return
     if grader == "numeric":
         numbers = [(worker.last_number(answer), worker.last_number(truth)) for answer, truth in pairs]

@@ -170,3 +170,28 @@ def test_wrong_splits_and_damaged_folders_are_named(tmp_path, cache):
         file.write_bytes(b"ARROW not really")
     with pytest.raises(ValueError, match="d: cannot be loaded"):
         rows(str(tmp_path / "d"), workers=1)
+
+
+TESTS = '[["2\\n", "4\\n"]]'
+PROGRAMS = [{"prompt": f"Double a number, in style {n}.", "answer": TESTS} for n in range(4)]
+
+
+def test_programs_are_run_when_a_match_asks_for_it(built):
+    task = built([*PROGRAMS, {"prompt": "?print(2*int(input()))0", "answer": TESTS}], match="code", answer_length=24)
+    grades = grade(task, 0, ["print(2*int(input()))", "print(2)"])
+    assert grades.reward.tolist() == [[1, 0]]
+    assert np.asarray(grades.valid).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        ([{"prompt": "a", "answer": "4"}, *PROGRAMS], {}, "line 1: field 'answer': it must be JSON"),
+        ([*PROGRAMS, {"prompt": "a", "answer": "[[1"}], {}, "line 5: field 'answer': no JSON"),
+        ([*PROGRAMS, {**PROGRAMS[0], "answer": '[["", "1"]]'}], {}, "line 5 asks what"),
+        (PROGRAMS, {"shots": 1}, "match=code knows of no program that is right"),
+    ],
+)
+def test_tests_of_programs_are_read_at_the_start(write, content, options, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        rows(write(content), match="code", **options)
