@@ -19,7 +19,16 @@ import worker
 from payloads import MARK
 
 MAKING = ("pickle.find_class", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen")
-MAKING += ("socket.__new__", "socket.connect", "os.mkdir", "os.symlink", "os.link", "os.rename", "os.remove", "os.chmod")
+MAKING += (
+    "socket.__new__",
+    "socket.connect",
+    "os.mkdir",
+    "os.symlink",
+    "os.link",
+    "os.rename",
+    "os.remove",
+    "os.chmod",
+)
 SUM = "<sum>"
 
 
