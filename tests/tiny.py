@@ -58,6 +58,9 @@ class Bigram(Policy):
         first = jnp.broadcast_to(prefix.last[:, None, None], (*answer.shape[:2], 1))
         return params["table"][jnp.concatenate([first, answer[..., :-1]], axis=-1)]
 
+    def score_behind(self, params, prompt, mask, answer):
+        return self.score(params, self.prefill(params, prompt, mask), answer)
+
     def step(self, params, prefix, cache, token, column, read=None):
         return self.logits(params, params["table"][token][:, :, None])[:, :, 0], cache
 

@@ -79,7 +79,7 @@ def token_states(
 
     Wrap `params` in `stop_gradient` for a head that leaves the trunk alone.
     """
-    return policy.score(params, policy.prefill(params, prompt, prompt_mask), answer)
+    return policy.score_behind(params, prompt, prompt_mask, answer)
 
 
 def answer_states(

@@ -64,7 +64,7 @@ def _read(
     """Of every position; the second of `params` are those of the reference."""
 
     def head(params: Params) -> Head:
-        return policy.head(params, policy.score(params, policy.prefill(params, prompt, prompt_mask), answer))
+        return policy.head(params, policy.score_behind(params, prompt, prompt_mask, answer))
 
     own, *reference = map(head, params)
     return read(policy.config.logit_cap, own, answer, jax.lax.stop_gradient(reference[0]) if reference else None)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxrl_llm.policies.config import DecoderConfig
-from jaxrl_llm.policies.decoder import Decoder, Past, Places, places_of
+from jaxrl_llm.policies.decoder import Block, Decoder, Past, Places, places_of
 from jaxrl_llm.policies.readout import Head, logits_of
 from jaxrl_llm.policies.turned import Turned
 from jaxrl_llm.types import pytree
@@ -80,28 +80,59 @@ class Policy:
         zeros = jnp.zeros((c.layers, prompts, answers, length, c.kv_heads, c.head_size), c.dtype)
         return Past(key=zeros, value=zeros)
 
-    def prefill(self, params: Params, prompt: Int[Array, "P L"], mask: Bool[Array, "P L"]) -> Prefix:
-        """Run every prompt once, up to its last token."""
-        token, real = prompt[:, None, :-1], mask[:, :-1]
-        length = token.shape[-1]
+    def _prompt_places(self, mask: Bool[Array, "P L"]) -> Places:
+        """Of prompts without their last tokens."""
+        real = mask[:, :-1]
+        length = real.shape[-1]
         position = jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)[:, None, :]
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None, :, :]
-        own, nothing = (position, causal & real[:, None, None, :]), jnp.zeros((len(prompt), 0), bool)
-        places = places_of(self.config, position, own, nothing)
+        own = (position, causal & real[:, None, None, :])
+        return places_of(self.config, position, own, jnp.zeros((len(mask), 0), bool))
+
+    def _answer_places(self, real: Bool[Array, "P L1"], answer: Int[Array, "P G T"]) -> Places:
+        """Of answers behind prompts of which these columns are real."""
+        t = answer.shape[-1]
+        causal = jnp.tril(jnp.ones((t, t), bool))[None, None, :, :]
+        position = jnp.sum(real, axis=-1)[:, None, None] + jnp.arange(t)[None, None, :]
+        return places_of(self.config, position, (position, causal), real)
+
+    def prefill(self, params: Params, prompt: Int[Array, "P L"], mask: Bool[Array, "P L"]) -> Prefix:
+        """Run every prompt once, up to its last token."""
+        token, places = prompt[:, None, :-1], self._prompt_places(mask)
         _, past = self._module.apply(self._variables(params), token, places, self._empty_prefix(len(prompt), 0))
         past = jax.tree.map(lambda x: x[:, :, 0], past)
-        return Prefix(past=past, mask=real, last=prompt[:, -1])
+        return Prefix(past=past, mask=mask[:, :-1], last=prompt[:, -1])
 
     def score(self, params: Params, prefix: Prefix, answer: Int[Array, "P G T"]) -> Float[Array, "P G T E"]:
         """Hidden states that predict each answer token, all positions at once."""
-        p, g, t = answer.shape
-        first = jnp.broadcast_to(prefix.last[:, None, None], (p, g, 1))
-        token = jnp.concatenate([first, answer[..., :-1]], axis=-1)
-        causal = jnp.tril(jnp.ones((t, t), bool))[None, None, :, :]
-        position = _length(prefix)[:, None, None] + jnp.arange(t)[None, None, :]
-        places = places_of(self.config, position, (position, causal), prefix.mask)
+        token, places = _inputs(prefix.last, answer), self._answer_places(prefix.mask, answer)
         hidden, _ = self._module.apply(self._variables(params), token, places, prefix.past)
         return hidden
+
+    def score_behind(
+        self, params: Params, prompt: Int[Array, "P L"], mask: Bool[Array, "P L"], answer: Int[Array, "P G T"]
+    ) -> Float[Array, "P G T E"]:
+        """`score` behind `prefill`, both layer by layer: the backward pass then holds one gradient, not one of each."""
+        c, variables = self.config, self._variables(params)
+        before, behind = self._prompt_places(mask), self._answer_places(mask[:, :-1], answer)
+        nothing = self._empty_prefix(len(prompt), 0)
+        block = Block(c)
+
+        def layer(x, each):
+            weights, local, nothing = each
+            (prompts, _), past = block.apply(weights, (x[0], None), (0, local, nothing), before)
+            past = jax.tree.map(lambda x: x[:, 0], Past(key=past[0], value=past[1]))
+            (answers, _), _ = block.apply(weights, (x[1], None), (0, local, past), behind)
+            return (prompts, answers), None
+
+        token = jnp.concatenate([prompt[:, :-1], _inputs(prompt[:, -1], answer).reshape(len(prompt), -1)], axis=-1)
+        x = self._module.apply(variables, token[:, None], method=Decoder.embed)
+        start = x[:, :, : prompt.shape[1] - 1], x[:, 0, prompt.shape[1] - 1 :].reshape(*answer.shape, -1)
+        weights = {kind: tree["blocks"] for kind, tree in variables.items() if "blocks" in tree}
+        layers = (weights, jnp.asarray(c.windowed or (False,) * c.layers), nothing)
+        layer = jax.checkpoint(layer, prevent_cse=False) if c.recompute else layer
+        (_, x), _ = jax.lax.scan(layer, start, layers)
+        return self._module.apply(variables, x, method=Decoder.finish)
 
     def score_rows(
         self,
@@ -177,6 +208,12 @@ def in_bfloat16(policy: Policy, params: Params) -> tuple[Policy, Params]:
         return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7).astype(jnp.bfloat16)
 
     return dataclasses.replace(policy, config=config), jax.tree.map(half, params)
+
+
+def _inputs(last: Int[Array, " P"], answer: Int[Array, "P G T"]) -> Int[Array, "P G T"]:
+    """What predicts each token of the answers: the prompt's last token, then those before."""
+    first = jnp.broadcast_to(last[:, None, None], (*answer.shape[:2], 1))
+    return jnp.concatenate([first, answer[..., :-1]], axis=-1)
 
 
 def _length(prefix: Prefix) -> Int[Array, " P"]:

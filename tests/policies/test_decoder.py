@@ -71,6 +71,47 @@ def test_decoding_with_the_cache_equals_the_full_pass(shape):
     )
 
 
+ODD = {
+    **{"layers": 4, "window": 2, "windowed": (True, False, True, False), "local_rope_base": 100.0, "qk_norm": True},
+    **{"attention_cap": 3.0, "norm_offset": True, "post_norms": True, "scaled_embedding": True},
+}
+
+
+@pytest.mark.parametrize("shape", [{}, ODD, {**ODD, "recompute": False}])
+def test_prompt_and_answers_in_one_scan_equal_one_after_the_other(shape):
+    policy, params = tiny.decoder(**shape)
+    prompt, mask, answer = asked()
+    slope = np.random.default_rng(1).normal(size=(*answer.shape, policy.config.width)).astype(np.float32)
+
+    def apart(params):
+        return policy.score(params, policy.prefill(params, prompt, mask), answer)
+
+    def together(params):
+        return policy.score_behind(params, prompt, mask, answer)
+
+    (one, back), (other, other_back) = (tiny.jit(lambda p, f=f: jax.vjp(f, p))(params) for f in (apart, together))
+    np.testing.assert_allclose(other, one, atol=1e-5, rtol=1e-5)
+    for a, b in zip(*(jax.tree.leaves(b(slope)) for b in (back, other_back)), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-4, rtol=1e-4)
+
+
+def test_one_scan_makes_one_gradient():
+    policy = Policy(DecoderConfig(layers=4, width=64, heads=2, kv_heads=1, head_size=8, mlp_width=512), tiny.VOCAB)
+    params = nn.unbox(jax.eval_shape(policy.init, jax.random.key(0)))
+
+    def apart(params, prompt, mask, answer):
+        return jnp.sum(policy.score(params, policy.prefill(params, prompt, mask), answer))
+
+    def together(params, prompt, mask, answer):
+        return jnp.sum(policy.score_behind(params, prompt, mask, answer))
+
+    scratch = [
+        jax.jit(jax.grad(f)).lower(params, *asked()).compile().memory_analysis().temp_size_in_bytes
+        for f in (apart, together)
+    ]
+    assert scratch[0] - scratch[1] > 0.7 * sum(x.size * 4 for x in jax.tree.leaves(params["blocks"]))
+
+
 def test_the_gradient_through_scan_and_remat_equals_the_plain_one():
     policy, params = tiny.decoder(tied=False)
     prompt, mask, answer = (x[1:2, :1] if x.ndim == 3 else x[1:2] for x in asked())
