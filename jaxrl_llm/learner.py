@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxrl_llm import masked, random
 from jaxrl_llm.advantages import AdvantageTransform
 from jaxrl_llm.anchors import Anchor
 from jaxrl_llm.companions import Companion
-from jaxrl_llm.finite import batch_healthy, update_healthy
+from jaxrl_llm.finite import all_finite, batch_healthy, update_healthy
 from jaxrl_llm.losses import Objective, Tokens
 from jaxrl_llm.losses.objective import Coefficients
 from jaxrl_llm.measurements import MAXIMA, over_epochs, rollout_metrics, token_sums, with_measurements
@@ -197,14 +197,10 @@ class Learner:
         coefficients = state.credit.coefficients
         batch = self._prepared(state.params, reference, batch)
         grads, sums = self._gradient(state.params, reference, coefficients, batch)
-        updates, moments = self.optimizer.update(grads, state.moments, state.params)
-        params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(grads)
-        healthy = update_healthy(before, sums, norm, params, moments)
+        healthy = update_healthy(before, sums, norm, *self._moved(grads, state.params, state.moments))
         ok = jnp.all(healthy)
-        params, moments = jax.tree.map(
-            lambda new, old: jnp.where(ok, new, old), (params, moments), (state.params, state.moments)
-        )
+        params, moments = self._written(grads, state.params, state.moments, ok)
         bad = jnp.where(ok, 0, 1)
         state = dataclasses.replace(
             state, params=params, moments=moments, skipped=state.skipped + bad, streak=(state.streak + bad) * bad
@@ -213,6 +209,24 @@ class Learner:
         means = {name: sums[name] / tokens for name in sums if name not in ("loss", *MAXIMA)}
         site = jnp.where(ok, 0, 1 + jnp.argmin(healthy))
         return state, sums | means | {"grad_norm": norm, "nonfinite/site": site}
+
+    def _moved(self, grads: Params, params: Params, moments: Any) -> tuple[Params, Any]:
+        """Parameters and moments after a step of the optimizer."""
+        updates, moments = self.optimizer.update(grads, moments, params)
+        return optax.apply_updates(params, updates), moments
+
+    def _written(self, grads: Params, params: Params, moments: Any, ok: Bool[Array, ""]) -> tuple[Params, Any]:
+        """As `_moved` where `ok`, in the place of the old ones, so that none of them is there twice.
+
+        For that they are made anew behind the verdict, and moments after the parameters that are made of the old ones.
+        XLA keeps to this order where it sees a use (`done` is `ok`), and would join what a barrier does not part.
+        """
+        kept = lambda new, old, ok: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)  # noqa: E731
+        grads, ok = jax.lax.optimization_barrier((grads, ok))
+        new = kept(self._moved(grads, params, moments)[0], params, ok)
+        done = ok & all_finite([x[(0,) * x.ndim] for x in jax.tree.leaves(new)])
+        grads, done = jax.lax.optimization_barrier((grads, done))
+        return new, kept(self._moved(grads, params, moments)[1], moments, done)
 
     def _prepared(self, params: Params, reference: Params | None, batch: Batch) -> Batch:
         """The batch with the corrections at given parameters; those that do not move are there already."""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +19,11 @@ from jaxrl_llm.config import Config, WarmUp
 from jaxrl_llm.learner import Learner
 from jaxrl_llm.losses import Objective, cross_entropy, k1, kl, rao_blackwell, token_mean
 from jaxrl_llm.losses import reinforce as log_prob
+from jaxrl_llm.policies.config import DecoderConfig
+from jaxrl_llm.policies.policy import Policy
 from jaxrl_llm.programs import Programs, demonstration
 from jaxrl_llm.sharding import MeshShape
+from jaxrl_llm.trained import build_optimizer
 
 POLICY, PARAMS = tiny.bigram()
 REFERENCE = jax.tree.map(lambda x: 0.8 * x, PARAMS)
@@ -239,3 +243,14 @@ def test_learning_gives_credit_as_the_transform_does():
     np.testing.assert_allclose(credit, jnp.where(ROLLOUT.valid, ROLLOUT.reward, 0), atol=1e-6)
     assert int(state.step) == 1
     assert "kl" not in metrics
+
+
+def test_an_update_holds_a_gradient_beside_what_it_moves_and_nothing_twice():
+    shape = {"layers": 8, "width": 128, "heads": 2, "kv_heads": 1, "head_size": 8, "mlp_width": 2048}
+    policy = Policy(DecoderConfig(**shape), tiny.VOCAB)
+    shapes = nn.unbox(jax.eval_shape(policy.init, jax.random.key(0)))
+    built = learner(policy, RECIPES["grpo"], build_optimizer(Config(), lambda _: 1e-3))
+    state = jax.eval_shape(built.init, shapes)
+    compiled = jax.jit(built.learn, donate_argnums=0).lower(state, None, ROLLOUT).compile()
+    bytes_of_params = 4 * sum(x.size for x in jax.tree.leaves(shapes))
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * bytes_of_params
