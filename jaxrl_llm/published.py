@@ -1,4 +1,7 @@
-"""A published model by its name: a Hugging Face folder, a GGUF file, or OWNER/NAME of the hub."""
+"""A published model by its name: a Hugging Face folder, a GGUF file, or OWNER/NAME of the hub.
+
+Weights of a folder are safetensors, or an Orbax checkpoint beside its `config.json` and tokenizer.
+"""
 
 import functools
 import pathlib
@@ -63,9 +66,14 @@ def load(name: str, shardings: Callable[[Any], Any]) -> Any:
     shardings  policy -> tree of shardings of its parameters
     """
     from jaxrl_llm.policies.hub.load import load_folder, load_open_gguf
+    from jaxrl_llm.policies.hub.orbax_files import holds_orbax, load_orbax
 
     path = locate(name)
-    return load_open_gguf(_gguf(path), shardings) if path.suffix == ".gguf" else load_folder(path, shardings)[1]
+    if path.suffix == ".gguf":
+        return load_open_gguf(_gguf(path), shardings)
+    if holds_orbax(path) and not any(path.glob("*.safetensors*")):
+        return load_orbax(path, _folder(path), shardings)
+    return load_folder(path, shardings)[1]
 
 
 @functools.lru_cache(maxsize=2)

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 
+from jaxrl_llm import published
 from jaxrl_llm.checkpoint import Checkpoints
 from jaxrl_llm.policies.config import DecoderConfig
 from jaxrl_llm.policies.hub.config_json import Hub
@@ -63,6 +64,17 @@ def test_a_training_state_gives_its_parameters_and_of_several_steps_the_newest(t
         same(load_orbax(tmp_path / place, HUB, in_parts), parameters(seed))
     save_folder(tmp_path / "out", HUB, load_orbax(str(tmp_path / "run"), HUB, in_parts))
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_folder_with_a_checkpoint_in_place_of_safetensors_is_a_published_model(tmp_path):
+    wanted = parameters()
+    save_folder(tmp_path, HUB, wanted)
+    in_safetensors = published.load(str(tmp_path), in_parts)
+    bare(tmp_path / "5", wanted)
+    same(published.load(str(tmp_path), in_parts), in_safetensors)
+    for path in tmp_path.glob("*.safetensors*"):
+        path.unlink()
+    same(published.load(str(tmp_path), in_parts), wanted)
 
 
 def test_half_precision_is_read_as_float32(tmp_path):

@@ -50,6 +50,14 @@ def load_orbax(path: str | pathlib.Path, hub: Hub, shardings: Callable[[Policy],
     return params
 
 
+def holds_orbax(path: pathlib.Path) -> bool:
+    """Whether `load_orbax` finds a checkpoint there."""
+    try:
+        return bool(_folder(path))
+    except FileNotFoundError:
+        return False
+
+
 def _folder(path: pathlib.Path) -> pathlib.Path:
     """Where the tree lies that a path means."""
     steps = [each for each in (path / "checkpoints", path) if each.is_dir()]
