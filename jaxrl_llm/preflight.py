@@ -10,6 +10,7 @@ memory where the allocator leaves gaps. Nothing is compiled twice: a run takes t
 import copy
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -49,12 +50,22 @@ def require_room(programs: Programs, evaluator: Evaluator, room: int | None = No
     if stays > room:
         raise ConfigError(_too_much(programs, evaluator, Need("parameters and moments", stays, 0.0), room))
     needs = []
-    for phase, made in _phases(programs, evaluator).items():
-        need = Need(phase, stays, _own(made))
+    for need in _needs(programs, evaluator, stays):
         if need.total > room:
             raise ConfigError(_too_much(programs, evaluator, need, room))
         needs.append(need)
     return needs
+
+
+def _needs(programs: Programs, evaluator: Evaluator, stays: int) -> Iterator[Need]:
+    """What each phase needs, one after the other."""
+    if programs.config.warmup.max_steps:
+        # Nothing of RL is there yet: all parameters with moments, under adapters too.
+        state, problems = programs.state_like(programs.imitator), _on(programs.problems, replicated(programs.mesh))
+        given = state, problems, jax.ShapeDtypeStruct((), np.int32)
+        yield Need("warm-up", _bytes((state, problems)), _own((programs._imitate, given, (state, problems))))
+    for phase, made in _phases(programs, evaluator).items():
+        yield Need(phase, stays, _own(made))
 
 
 def _phases(programs: Programs, evaluator: Evaluator) -> dict[str, tuple]:
@@ -156,7 +167,8 @@ def _bytes(tree: Any) -> int:
 def _too_much(programs: Programs, evaluator: Evaluator, need: Need, room: int) -> str:
     size = f"more than the {room / GIB:.3g} GiB" if need.own == math.inf else f"{need.total / GIB:.3g} GiB"
     where = "that each device has" if need.own == math.inf else f"on each device, which has {room / GIB:.3g} GiB"
-    stays = f"{need.stays / GIB:.3g} GiB are parameters, moments, reference and problems"
+    of_rl = "" if need.phase == "warm-up" else ", reference"
+    stays = f"{need.stays / GIB:.3g} GiB are parameters, moments{of_rl} and problems"
     return f"memory: {need.phase} needs {size} {where} ({stays}): {_advice(programs, evaluator, need, room)}"
 
 
@@ -169,6 +181,9 @@ def _advice(programs: Programs, evaluator: Evaluator, need: Need, room: int) -> 
         return f"{smaller}, or lower model.width or model.layers"
     if need.phase.startswith("evaluation"):
         return f"lower eval_batch={config.eval_batch} to about {max(1, int(share * evaluator.batch))}"
+    if need.phase == "warm-up":
+        batch = config.warmup.batch
+        return f"lower warmup.batch={batch} to about {max(1, int(share * batch))}, or set warmup.max_steps=0"
     if need.phase == "sampling":
         lower = max(1, int(share * config.prompts_per_step))
         return f"lower prompts_per_step={config.prompts_per_step} to about {lower}, or answers_per_prompt"

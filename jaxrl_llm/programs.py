@@ -31,7 +31,7 @@ from jaxrl_llm.rollouts.select.plan import Plan
 from jaxrl_llm.rollouts.stopping import Stopping, limits
 from jaxrl_llm.sharding import born_sharded, by_prompt, fetch, make_mesh, place, prompt_shards, replicated
 from jaxrl_llm.sharding import state_shardings as shardings_of
-from jaxrl_llm.trained import Trained, build_optimizer
+from jaxrl_llm.trained import Trained, build_optimizer, clipped
 from jaxrl_llm.types import Grade, Problems, Rollout
 
 
@@ -69,7 +69,7 @@ class Programs:
             policy=self.policy,
             advantage=per_token(no_baseline()),
             objective=Objective(surrogate=cross_entropy, aggregate=token_mean()),
-            optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.warmup.learning_rate)),
+            optimizer=optax.chain(clipped(1.0), optax.adam(config.warmup.learning_rate)),
             learning_rate=lambda updates: config.warmup.learning_rate,
         )
         whole, split = replicated(self.mesh), by_prompt(self.mesh)
@@ -131,10 +131,11 @@ class Programs:
         reference = jax.tree.map(lambda x: x.copy(), self.trained.reference(params))
         return self.start(self.learner, self.trained.fresh(params)), reference
 
-    def state_like(self) -> TrainState:
-        """Shapes and shardings of the RL state, for restoring."""
-        make = lambda key: self.trained.state(self.learner, key)  # noqa: E731
-        return abstract(unbox(jax.eval_shape(make, self._key(Stream.PARAMETERS))), self._shardings(self.learner))
+    def state_like(self, learner: Learner | None = None) -> TrainState:
+        """Shapes and shardings of the state of a learner, by default that of RL, for restoring."""
+        make = lambda key: self.trained.state(learner or self.learner, key)  # noqa: E731
+        shapes = unbox(jax.eval_shape(make, self._key(Stream.PARAMETERS)))
+        return abstract(shapes, self._shardings(learner or self.learner))
 
     def screen(self, correct: np.ndarray) -> None:
         """Keep and order the training problems by which attempts [N S] of the policy before RL were right.

@@ -36,6 +36,7 @@ def warm_up(
     if settings.max_steps == 0 or outcome["accuracy"] >= settings.accuracy:
         return params, outcome
     state = programs.start(programs.imitator, params)
+    del params  # or they would be held twice
     for step in range(1, settings.max_steps + 1):
         heartbeat.beat("warm-up", step)
         state, metrics = programs.imitate(state, step)

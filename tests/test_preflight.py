@@ -11,7 +11,7 @@ import tiny
 from jaxrl_llm import preflight
 from jaxrl_llm.config import Config, ConfigError, WarmUp
 from jaxrl_llm.evaluate import Evaluator
-from jaxrl_llm.policies.config import DecoderConfig
+from jaxrl_llm.policies.config import DecoderConfig, Lora
 from jaxrl_llm.preflight import require_room
 from jaxrl_llm.programs import Programs
 from jaxrl_llm.train import train
@@ -93,6 +93,19 @@ def test_the_field_to_change_is_named(looked, monkeypatch):
     assert "lower answers_per_prompt=4" in refusal(learning.total - 1, accumulation=8)
     own[several.phase] = own[greedy.phase]
     assert "lower prompts_per_step=8 to about 7, or" in refusal(sampling.total - 1)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_warm_up_is_looked_at_first_and_has_moments_of_all_parameters(rank, monkeypatch):
+    monkeypatch.setattr(jax, "jit", tiny.jit)
+    warm = dataclasses.replace(CONFIG, warmup=WarmUp(max_steps=5, batch=64), lora=Lora(rank=rank))
+    programs = Programs(warm, jax.devices()[:1])
+    state = programs.start(programs.imitator, programs.fresh_params())
+    need = next(preflight._needs(programs, evaluator_of(programs), 0))
+    assert need.phase == "warm-up"
+    assert need.stays == sum(x.nbytes for x in jax.tree.leaves((state, programs.problems)))
+    with pytest.raises(ConfigError, match=r"memory: warm-up needs .* and problems\): lower warmup.batch=64 to about 3"):
+        require_room(programs, evaluator_of(programs), int(need.stays + need.own / 2))
 
 
 def test_more_micro_batches_need_less(looked, monkeypatch):
