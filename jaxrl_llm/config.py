@@ -60,7 +60,8 @@ class Config:
     temperature: float = 1.0  # of sampling, above 0
     top_k: int = 0  # sample from this many likeliest tokens; 0: all
     top_p: float = 1.0  # sample from the fewest likeliest tokens with this probability; 1: all
-    exact_logp: bool = False  # learn from log-probabilities that the learner itself gives: one more forward pass a step
+    exact_logp: bool = False  # the learner scores answers again, one more forward pass a step: no gap left in ratios;
+    # where a copy in bfloat16 or a server samples, what it says of the distribution that was sampled is kept
     sample_in_bfloat16: bool = False  # answers are sampled by a copy in bfloat16; the metrics sampling/... tell the gap
     measure_kl: bool = True  # log the KL to the policy before RL: one more forward pass a step
     max_nonfinite: int = 5  # stop after so many refused (non-finite) updates in a row

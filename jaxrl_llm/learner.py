@@ -20,6 +20,7 @@ from jaxrl_llm.measurements import MAXIMA, over_epochs, rollout_metrics, token_s
 from jaxrl_llm.policies.logp import answer_logp, answer_logp_and_kl
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.rewards._base import RewardTransform, identity
+from jaxrl_llm.rollouts.rescoring import Rescoring
 from jaxrl_llm.types import Rollout, pytree
 
 
@@ -59,6 +60,7 @@ class Batch:
 
     rollout: Rollout
     tokens: Tokens  # at the policy that sampled
+    sampled: Float[Array, "B G T"]  # log-probabilities of that policy as the sampler gave them
     weights: Float[Array, "B G T"]
     prepared: tuple[Float[Array, "B G T"], ...]
 
@@ -71,15 +73,13 @@ class Learner:
     advantage: AdvantageTransform
     objective: Objective
     optimizer: optax.GradientTransformation
-    learning_rate: Callable[
-        [Int[Array, ""]], Float[Array, ""] | float
-    ]  # of the optimizer, by updates done; only logged
+    learning_rate: Callable[[Int[Array, ""]], Float[Array, ""] | float]  # of the optimizer, by updates; only logged
     reward: RewardTransform = dataclasses.field(default_factory=identity)
     anchor: Anchor | None = None  # how the reference policy moves; None: it stays
     companion: Companion | None = None
     accumulation: int = 1  # micro-batches an update is cut into; changes memory, never a number
     epochs: int = 1  # updates on each rollout
-    exact_logp: bool = False  # score answers again before the update: one more forward pass, and no gap to the sampler
+    rescored: Rescoring | None = None  # puts log-probabilities of the learner in, one more forward pass; None: it stays
     seed: int | Int[Array, ""] = 0  # of what the objective draws; it may be traced
 
     @property
@@ -111,7 +111,7 @@ class Learner:
         Credit is given once, by the whole batch. Without a reference there is no metric `kl`; an exact KL raises then.
         """
         where = rollout.acted & rollout.valid[..., None]
-        rollout = self._rescored(state.params, reference, rollout) if self.exact_logp else rollout
+        sampled, rollout = rollout.policy_logp, self._rescored(state.params, reference, rollout)
         reference = state.anchor if self.anchor else reference
         if reference is None and self.objective.uses_exact_kl:
             needed = "needs a reference policy: give `learn` parameters as `reference`, or the learner an `anchor`"
@@ -122,13 +122,13 @@ class Learner:
         tokens = self._at_rollout(state, reference, rollout, reference_logp)
 
         def gradient(rollout):
-            alone = self._prepared(state.params, reference, self._credited(state, rollout, tokens)[0])
+            alone = self._prepared(state.params, reference, self._credited(state, rollout, tokens, sampled)[0])
             return self._gradient(state.params, reference, state.credit.coefficients, alone)[0]
 
         graded = rollout
         rollout = with_measurements(self, state, reference, rollout, gradient)
         rollout, reward_state = self.reward.update(rollout, state.credit.reward)
-        batch, advantage_state = self._credited(state, rollout, tokens)
+        batch, advantage_state = self._credited(state, rollout, tokens, sampled)
         credit = Credit(
             reward=reward_state,
             advantage=advantage_state,
@@ -158,7 +158,7 @@ class Learner:
             del metrics["kl"]
         return moved, metrics, masked.mean(advantage, where, axis=-1)
 
-    def _credited(self, state: TrainState, rollout: Rollout, tokens: Tokens) -> tuple[Batch, Any]:
+    def _credited(self, state: TrainState, rollout: Rollout, tokens: Tokens, sampled: Array) -> tuple[Batch, Any]:
         """The batch with its credit, its reward less the penalties placed there; and the transform's new state."""
         shaped = self.objective.shaped_reward(rollout.reward, tokens, state.credit.coefficients)
         rollout = dataclasses.replace(rollout, reward=shaped)
@@ -167,7 +167,7 @@ class Learner:
         prepared = () if self.objective.moving else self.objective.prepare(tokens)
         rollout = dataclasses.replace(rollout, extras={})  # have been read, and not all of them have rows to cut
         weights = self.objective.aggregate(tokens.where)
-        return Batch(rollout=rollout, tokens=tokens, weights=weights, prepared=prepared), after
+        return Batch(rollout=rollout, tokens=tokens, sampled=sampled, weights=weights, prepared=prepared), after
 
     def _at_rollout(
         self, state: TrainState, reference: Params | None, rollout: Rollout, reference_logp: Float[Array, "P G T"]
@@ -248,12 +248,11 @@ class Learner:
         return answer_logp(self.policy, params, *_tokens(rollout))
 
     def _rescored(self, params: Params, reference: Params | None, rollout: Rollout) -> Rollout:
-        """The rollout with the learner's log-probabilities in the place of the sampler's, micro-batch by micro-batch as
-        the update has them. What the sampling rules left out keeps its share."""
+        """The rollout with log-probabilities of the learner, micro-batch by micro-batch as the update has them."""
+        if self.rescored is None:
+            return rollout
         look = lambda rows: self._scored(params, reference, rows)[0]  # noqa: E731
-        logp = self._by_rows(look, dataclasses.replace(rollout, extras={}))
-        shift = rollout.behaviour_logp - rollout.policy_logp
-        return dataclasses.replace(rollout, policy_logp=logp, behaviour_logp=logp + shift)
+        return self.rescored(rollout, self._by_rows(look, dataclasses.replace(rollout, extras={})))
 
     def _cut(self, batch: Any) -> Any:
         """Micro-batches along a new first axis. Row i goes to number i mod A, so that rows of one device stay on it."""
@@ -274,7 +273,7 @@ class Learner:
         def loss(params, rows):
             tokens = self._now(params, reference, rows)
             value = self.objective.loss(rows.weights, tokens, rows.prepared, coefficients)
-            return value, token_sums(self.objective, tokens) | {"loss": value}
+            return value, token_sums(self.objective, tokens, rows.sampled) | {"loss": value}
 
         gradient = jax.grad(loss, has_aux=True)
         if self.accumulation == 1:

@@ -140,13 +140,16 @@ def rollout_metrics(
 MAXIMA = ("sampling/logp_difference_max", "sampling/weight_max")  # of what `token_sums` gives; the others are sums
 
 
-def token_sums(objective: Objective, tokens: Tokens) -> dict[str, Float[Array, ""]]:
-    """Sums over the tokens of some rows. A token counts as clipped where credit has lost its gradient."""
+def token_sums(objective: Objective, tokens: Tokens, sampled: Float[Array, "B G T"]) -> dict[str, Float[Array, ""]]:
+    """Sums over the tokens of some rows. A token counts as clipped where credit has lost its gradient.
+
+    `sampled` is what the sampler said of the tokens: `tokens.policy_logp` may have been scored again, without a gap.
+    """
     tokens = masked_tokens(jax.lax.stop_gradient(tokens))
     where = tokens.where
     slope = jax.grad(lambda x: jnp.sum(objective.surrogate(dataclasses.replace(tokens, logp=x))))(tokens.logp)
     clipped = where & (slope == 0) & (tokens.advantage != 0)
-    gap = jnp.where(where, tokens.logp - tokens.policy_logp, 0)
+    gap = jnp.where(where, tokens.logp - sampled, 0)
     weight = jnp.where(where, jnp.exp(gap), 0)
     return {
         "entropy": masked.total(tokens.entropy, where),

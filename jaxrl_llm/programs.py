@@ -24,6 +24,7 @@ from jaxrl_llm.policies.policy import Params, Policy, in_bfloat16
 from jaxrl_llm.random import Stream
 from jaxrl_llm.rollouts.demonstrations import demonstration
 from jaxrl_llm.rollouts.generate import Answers, generate
+from jaxrl_llm.rollouts.rescoring import rescoring
 from jaxrl_llm.rollouts.sampler import Sampler, ungraded
 from jaxrl_llm.rollouts.sampling import GREEDY, SamplingRules
 from jaxrl_llm.rollouts.screening import everything, screened
@@ -42,8 +43,7 @@ class Programs:
         """`sampler` draws the answers of training in place of the decode loop on the devices."""
         if sampler is not None and several():
             raise ConfigError("a sampler that draws answers elsewhere works with a single process only")
-        self.sampler = sampler
-        self.config, self.task, self.seed, self.runs = config, config.task, config.seed, None
+        self.config, self.task, self.seed, self.runs, self.sampler = config, config.task, config.seed, None, sampler
         self.mesh = make_mesh(config.mesh, devices)
         check_batches(config, prompt_shards(self.mesh))
         self.policy = Policy(config.model, config.vocab_size)
@@ -62,7 +62,7 @@ class Programs:
             companion=recipe.companion and recipe.companion(self.trained.policy),
             accumulation=config.accumulation,
             epochs=config.epochs,
-            exact_logp=config.exact_logp,
+            rescored=rescoring(config.exact_logp, same=sampler is None and not config.sample_in_bfloat16),
             seed=config.seed,
         )
         self.imitator = Learner(

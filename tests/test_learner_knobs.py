@@ -86,7 +86,7 @@ def test_peer_defect_dead_knobs_of_the_learner():
     assert_close(configured(accumulation=2), base)
     fixed = {"policy", "advantage", "objective", "optimizer", "learning_rate", "accumulation", "epochs"}
     fixed |= {"reward", "anchor", "companion", "seed"}  # tests/test_method_parts.py
-    fixed |= {"exact_logp"}  # tests/test_sampler_gap.py
+    fixed |= {"rescored"}  # tests/test_sampler_gap.py
     assert {field.name for field in dataclasses.fields(Learner)} == fixed, "a new field needs a test"
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from jaxrl_llm import random
 from jaxrl_llm.policies.decoder import Past
 from jaxrl_llm.policies.policy import Params, Policy, Prefix
+from jaxrl_llm.policies.turned import Turned
 from jaxrl_llm.policies.unrolled import Layers, Unrolled, for_decoding
 from jaxrl_llm.rollouts.sampling import SamplingRules, draw
 from jaxrl_llm.rollouts.stopping import Stopping
@@ -172,7 +173,7 @@ def _some(batch: Batch, rows: Int[Array, "S R"]) -> Batch:
     return Batch(keys, limit, prefix, token, match, grown, cache)
 
 
-def _some_past(past: Past | Layers, rows: Int[Array, "S R"], axes: int) -> Past | Layers:
+def _some_past(past: Past | Turned | Layers, rows: Int[Array, "S R"], axes: int) -> Past | Turned | Layers:
     """Keys and values of some prompts (1 axis) or answers (2), of all layers or of each."""
     if isinstance(past, tuple):
         return tuple(_some_past(each, rows, axes) for each in past)
