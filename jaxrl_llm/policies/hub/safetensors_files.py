@@ -26,8 +26,10 @@ class SafetensorsFolder:
         self._where = _index(folder) if single == SINGLE else {}
         found: dict[str, pathlib.Path] = {}
         for file in sorted(set(self._where.values())) if self._where else [folder / single]:
-            handle = self._handle(file)
-            found |= dict.fromkeys(handle.keys(), file)
+            here = dict.fromkeys(self._handle(file).keys(), file)
+            for name in here.keys() & found.keys():
+                raise ValueError(f"{folder}: {name} stands in {found[name].name} and in {file.name}")
+            found |= here
         if self._where:
             for name, file in self._where.items():
                 if found.get(name) != file:
