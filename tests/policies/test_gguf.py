@@ -167,6 +167,14 @@ def test_newer_fields_of_gemma3_are_read(tmp_path):
     assert load_gguf(tmp_path / "m.gguf", shardings)[0] == hub
 
 
+def test_a_gemma3_without_windows_says_nothing_of_them(tmp_path):
+    """A config.json without sliding_window means 4,096 positions, a GGUF file without it none."""
+    changes = GEMMA | {"window": 0, "qk_norm": True, "local_rope_base": 1e4}
+    hub, tensors = saved(tmp_path, "gemma3_text", **changes)
+    write_gguf(tmp_path / "m.gguf", hub, tensors)
+    assert load_gguf(tmp_path / "m.gguf", shardings)[0] == hub == load_folder(tmp_path, shardings)[0]
+
+
 class Watched:
     """A source that remembers of which tensor, of how many elements, how many were read at a time."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl_llm.policies.config import Rope
-from jaxrl_llm.policies.hub.config_json import Hub, read_config
+from jaxrl_llm.policies.hub.config_json import FULL, MOST_LAYERS, Hub, read_config
 from jaxrl_llm.policies.hub.gguf_header import check_header
 from jaxrl_llm.policies.hub.names import Span
 from jaxrl_llm.policies.rope import frequencies
@@ -121,6 +121,7 @@ class GgufFile:
         if isinstance(fields.get("sliding_window_pattern"), list):  # a flag a layer instead of the period
             flags = fields.pop("sliding_window_pattern")
             fields["layer_types"] = ["sliding_attention" if local else "full_attention" for local in flags]
+        _add_habits(fields, kind)
         fields |= {"model_type": family, "vocab_size": self.shape("token_embd.weight")[0]}
         fields["tie_word_embeddings"] = "output.weight" not in self._tensors
         for mark in ("bos", "eos"):
@@ -130,7 +131,7 @@ class GgufFile:
         if family in ("gemma2", "gemma3_text"):
             heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
             whole = fields.get("num_hidden_layers") == LARGEST[kind]
-            fields["query_pre_attn_scalar"] = width // heads if whole else fields.get("head_dim", 256)
+            fields["query_pre_attn_scalar"] = width // heads if whole else fields.get("head_dim")
         hub = read_config(fields).config
         for name, wanted in (("rope.dimension_count", hub.head_size), ("attention.value_length", hub.head_size)):
             if given.get(name, wanted) != wanted:
@@ -167,6 +168,17 @@ class GgufFile:
 
         tensor = self._tensors[name]
         return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+
+
+def _add_habits(fields: dict[str, Any], kind: str) -> None:
+    """What a GGUF file leaves out is not what a config.json leaves out: the readers of either differ."""
+    heads, width = fields.get("num_attention_heads"), fields.get("hidden_size")
+    if isinstance(heads, int) and heads > 0 and isinstance(width, int):
+        fields.setdefault("num_key_value_heads", heads)
+        fields.setdefault("head_dim", width // heads)
+    if kind == "gemma3" and "sliding_window" not in fields:
+        layers = fields.get("num_hidden_layers")
+        fields["layer_types"] = [FULL] * (layers if isinstance(layers, int) and layers <= MOST_LAYERS else 0)
 
 
 def _require_known(kind: str, given: Mapping[str, Any], read: Mapping[str, str]) -> None:

@@ -9,13 +9,15 @@ from jaxrl_llm.spec import nearest
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # in tokenizer.ggml.token_type
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Names of one way: a piece that is a token is that token, whatever the merges make of it, and BOS stands in front of a
+# text unless the file says otherwise. The file has no field for the first, so its readers go by the name.
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3")
 # How a text is cut before the merges, by the name in tokenizer.ggml.pre.
 CUTS = {
     "smollm": None,  # digit by digit, then as GPT-2
     "gpt-2": None,
     "default": None,
-    "llama-bpe": WORDS % r"\p{N}{1,3}",
-    "llama3": WORDS % r"\p{N}{1,3}",
+    **dict.fromkeys(LLAMA3, WORDS % r"\p{N}{1,3}"),
     "qwen2": WORDS % r"\p{N}",
 }
 
@@ -46,18 +48,23 @@ def load_gguf_tokenizer(file: GgufFile) -> PublishedTokenizer:
         raise ValueError(f"{file.path}: {error}") from error
 
 
+def _cut(file: GgufFile) -> Any:
+    return file.field("tokenizer.ggml.pre") or "default"
+
+
 def _byte_level(file: GgufFile, tokens: list[str]) -> Any:
     """Byte-pair merges over bytes, each spelled as a character (GPT-2, Llama 3, Qwen, SmolLM)."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    cut = file.field("tokenizer.ggml.pre") or "default"
+    cut = _cut(file)
     if cut not in CUTS:
         raise ValueError(f"tokenizer.ggml.pre {cut!r} is not known{nearest(str(cut), list(CUTS))}")
     merges = file.field("tokenizer.ggml.merges")
     if not isinstance(merges, list) or not all(isinstance(m, str) and m.count(" ") == 1 for m in merges):
         raise ValueError("tokenizer.ggml.merges must be a list of pairs")
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(m.split(" ")) for m in merges]))
+    pairs = [tuple(m.split(" ")) for m in merges]
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=cut in LLAMA3))
     plain = CUTS[cut] is None
     steps = [pre_tokenizers.Digits(individual_digits=True)] if cut == "smollm" else []
     steps += [] if plain else [pre_tokenizers.Split(Regex(CUTS[cut]), behavior="isolated")]
@@ -98,12 +105,12 @@ def _add_marks(made: Any, file: GgufFile, tokens: list[str]) -> None:
 
 
 def _add_opening(made: Any, file: GgufFile, tokens: list[str]) -> None:
-    """BOS in front of a text, where the file says so or, for pieces, says nothing."""
+    """BOS in front of a text, where the file says so or, for pieces and the way of Llama 3, says nothing."""
     from tokenizers import processors
 
     bos, wanted = file.field("tokenizer.ggml.bos_token_id"), file.field("tokenizer.ggml.add_bos_token")
     if wanted is None:
-        wanted = file.field("tokenizer.ggml.model") == "llama"
+        wanted = file.field("tokenizer.ggml.model") == "llama" or _cut(file) in LLAMA3
     if wanted and isinstance(bos, int) and 0 <= bos < len(tokens):
         mark = tokens[bos]
         made.post_processor = processors.TemplateProcessing(single=[mark, "$A"], special_tokens=[(mark, bos)])

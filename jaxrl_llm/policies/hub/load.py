@@ -13,7 +13,8 @@ from jaxrl_llm.json_files import read_json
 from jaxrl_llm.policies.hub.config_json import Hub, read_config, write_config
 from jaxrl_llm.policies.hub.gguf_file import GgufFile
 from jaxrl_llm.policies.hub.names import Place, Span, places
-from jaxrl_llm.policies.hub.safetensors_files import SafetensorsFolder, write_safetensors
+from jaxrl_llm.policies.hub.safetensors_files import SafetensorsFolder
+from jaxrl_llm.policies.hub.safetensors_save import replacing
 from jaxrl_llm.policies.policy import Params, Policy
 from jaxrl_llm.sharding import assemble, fetch
 
@@ -138,7 +139,7 @@ def _some(names: list[str]) -> str:
 
 
 def save_folder(folder: str | pathlib.Path, hub: Hub, params: Params) -> None:
-    """Write config.json, generation_config.json and the tensors in float32.
+    """Write config.json, generation_config.json and the tensors in float32; a model that is there is replaced.
 
     Raises ValueError, before anything is written, for a decoder that its family cannot express.
     """
@@ -146,14 +147,14 @@ def save_folder(folder: str | pathlib.Path, hub: Hub, params: Params) -> None:
     target.mkdir(parents=True, exist_ok=True)
     ids = {"bos_token_id": hub.bos, "eos_token_id": fields["eos_token_id"], "pad_token_id": hub.pad}
     ids = {name: value for name, value in ids.items() if value is not None}
-    for name, content in (("config.json", fields), ("generation_config.json", ids)):
-        (target / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     shapes, table = shapes_of(Policy(hub.config, hub.vocab_size)), places(hub.config)
     tensors, sizes = {}, {}
     for name, shape, path, layer in _tensors(hub, shapes, table, lambda place: place.tensor):
         tensors[name] = lambda path=path, layer=layer: _tensor(params, table[path], path, layer)
         sizes[name] = 4 * int(np.prod(shape))
-    write_safetensors(target, tensors, sizes)
+    with replacing(target, tensors, sizes):
+        for name, content in (("config.json", fields), ("generation_config.json", ids)):
+            (target / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _tensor(params: Params, place: Place, path: tuple[str, ...], layer: int | None) -> np.ndarray:

@@ -13,18 +13,19 @@ ROPE_FIELDS = {
     *("high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"),
     "partial_rotary_factor",
 }
+KINDS = ("default", "linear", "llama3", "yarn")
+LOCAL_FIELDS = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
+PARTS = ("full_attention", "sliding_attention")  # of Gemma 3's rope_parameters
 
 
 def read_rope(fields: Mapping[str, Any], family: str) -> Rope:
     """Of the layers without a window. Raises ValueError, which names the field."""
     given = _rope_fields(fields, family)
-    for name, value in given.items():
-        if name not in ROPE_FIELDS and value is not None:
-            raise ValueError(f"rope field {name} (value {value!r}) is not known{nearest(name, sorted(ROPE_FIELDS))}")
-    if given.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise ValueError(f"partial_rotary_factor is {given['partial_rotary_factor']!r}: whole heads are rotated here")
+    _check_known(given, ROPE_FIELDS, "rope field ")
     kind = text(given, "rope_type") or text(given, "type", "default")
     base = float(number(given, "rope_theta", 1e6 if family == "gemma3_text" else 10000.0, kind=float))
+    if kind not in KINDS:
+        raise ValueError(f"rope_type {kind!r} is none of {', '.join(KINDS)}{nearest(kind, list(KINDS))}")
     if kind == "default":
         return Rope(base=base)
     factor = float(number(given, "factor", kind=float))
@@ -34,22 +35,31 @@ def read_rope(fields: Mapping[str, Any], family: str) -> Rope:
     if kind == "llama3":
         low, high = (float(number(given, f"{name}_freq_factor", kind=float)) for name in ("low", "high"))
         return Rope(base=base, kind="llama3", factor=factor, original_length=length, low=low, high=high)
-    if kind == "yarn":
-        low, high = (float(number(given, *pair, kind=float)) for pair in (("beta_slow", 1), ("beta_fast", 32)))
-        sizes = {"original_length": length, "low": low, "high": high, "truncate": flag(given, "truncate", True)}
-        return Rope(base=base, kind="yarn", factor=factor, attention_factor=_attention_factor(given, factor), **sizes)
-    raise ValueError(f"rope_type {kind!r} is none of default, linear, llama3, yarn")
+    low, high = (float(number(given, *pair, kind=float)) for pair in (("beta_slow", 1), ("beta_fast", 32)))
+    sizes = {"original_length": length, "low": low, "high": high, "truncate": flag(given, "truncate", True)}
+    return Rope(base=base, kind="yarn", factor=factor, attention_factor=_attention_factor(given, factor), **sizes)
 
 
 def local_base(fields: Mapping[str, Any]) -> float:
     """Base of the layers with a window (Gemma 3)."""
+    where = "rope_parameters.sliding_attention"
     local = (fields.get("rope_parameters") or {}).get("sliding_attention") or {}
     if not isinstance(local, Mapping):
-        raise ValueError(f"rope_parameters.sliding_attention must be an object, not {local!r}")
-    if text(local, "rope_type", "default") != "default":
-        raise ValueError(f"rope_parameters.sliding_attention.rope_type is {local['rope_type']!r}, not default")
+        raise ValueError(f"{where} must be an object, not {local!r}")
+    _check_known(local, LOCAL_FIELDS, f"{where}.")
+    kind = text(local, "rope_type") or text(local, "type", "default")
+    if kind != "default":
+        raise ValueError(f"{where}.rope_type is {kind!r}, not default")
     given = {"rope_local_base_freq": local.get("rope_theta", fields.get("rope_local_base_freq"))}
     return float(number(given, "rope_local_base_freq", 10000.0, kind=float))
+
+
+def _check_known(given: Mapping[str, Any], known: set[str], where: str) -> None:
+    for name, value in given.items():
+        if name not in known and value is not None:
+            raise ValueError(f"{where}{name} (value {value!r}) is not known{nearest(name, sorted(known))}")
+    if given.get("partial_rotary_factor") not in (None, 1):
+        raise ValueError(f"partial_rotary_factor is {given['partial_rotary_factor']!r}: whole heads are rotated here")
 
 
 def _rope_fields(fields: Mapping[str, Any], family: str) -> Mapping[str, Any]:
@@ -57,12 +67,21 @@ def _rope_fields(fields: Mapping[str, Any], family: str) -> Mapping[str, Any]:
     both = fields.get("rope_parameters")
     if both is not None and not isinstance(both, Mapping):
         raise ValueError(f"rope_parameters must be an object, not {both!r}")
-    if both and family == "gemma3_text" and "full_attention" in both:
-        both = both["full_attention"]
+    if both and family == "gemma3_text":
+        for name, value in both.items():
+            if name not in PARTS and value is not None:
+                raise ValueError(
+                    f"rope_parameters.{name} (value {value!r}) is not known: "
+                    f"those of {family} stand under {' and '.join(PARTS)}{nearest(name, list(PARTS))}"
+                )
+        both = both.get("full_attention")
     old = fields.get("rope_scaling") or {}
     for name, value in (("rope_parameters", both or {}), ("rope_scaling", old)):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} must be an object or null, not {value!r}")
+    for name, value in (both or {}).items():
+        if old.get(name, value) != value:
+            raise ValueError(f"{name} is {value!r} in rope_parameters and {old[name]!r} in rope_scaling")
     base = fields.get("rope_theta")
     return {**({} if base is None else {"rope_theta": base}), **old, **(both or {})}
 

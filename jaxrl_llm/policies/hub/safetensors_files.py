@@ -1,7 +1,6 @@
 """Tensors of a Hugging Face folder: one safetensors file, or several with an index. Nothing is unpickled."""
 
 import contextlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,6 @@ from jaxrl_llm.policies.hub.names import Span
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F32", "F16", "BF16")
-FILE_BYTES = 4 * 2**30  # of one file, when written
 
 
 class SafetensorsFolder:
@@ -28,8 +26,10 @@ class SafetensorsFolder:
         self._where = _index(folder) if single == SINGLE else {}
         found: dict[str, pathlib.Path] = {}
         for file in sorted(set(self._where.values())) if self._where else [folder / single]:
-            handle = self._handle(file)
-            found |= dict.fromkeys(handle.keys(), file)
+            here = dict.fromkeys(self._handle(file).keys(), file)
+            for name in here.keys() & found.keys():
+                raise ValueError(f"{folder}: {name} stands in {found[name].name} and in {file.name}")
+            found |= here
         if self._where:
             for name, file in self._where.items():
                 if found.get(name) != file:
@@ -92,27 +92,3 @@ def _index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         if not isinstance(file, str) or pathlib.PurePath(file).name != file or not file.endswith(".safetensors"):
             raise ValueError(f"{path}: {name} must be in a .safetensors file of the same folder, not {file!r}")
     return {name: folder / file for name, file in weights.items()}
-
-
-def write_safetensors(folder: pathlib.Path, tensors: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    """Write tensors to one file, or to several with an index where they exceed FILE_BYTES.
-
-    tensors  name -> function without arguments that gives the array; called one file at a time
-    sizes    bytes of each
-    """
-    from safetensors.numpy import save_file
-
-    files: list[list[str]] = [[]]
-    for name in tensors:
-        if files[-1] and sum(sizes[x] for x in files[-1]) + sizes[name] > FILE_BYTES:
-            files.append([])
-        files[-1].append(name)
-    named = (
-        [SINGLE] if len(files) == 1 else [f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))]
-    )
-    for file, names in zip(named, files, strict=True):
-        save_file({name: np.ascontiguousarray(tensors[name]()) for name in names}, folder / file, {"format": "pt"})
-    if len(files) > 1:
-        where = {name: file for file, names in zip(named, files, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-        (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
