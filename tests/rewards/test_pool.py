@@ -236,6 +236,68 @@ def test_trouble_of_one_answer_costs_no_other(hostile):
     assert len(graders()) == 3
 
 
+def strike_keeper() -> int:
+    """SIGKILL to the one keeper of this process."""
+    (one,) = children()
+    os.kill(one, signal.SIGKILL)
+    return one
+
+
+def test_a_keeper_lost_between_calls_costs_no_answer(hostile):
+    pool = hostile(workers=2)
+    assert pool.grade([{"answer": "slow", "sleep": 0.1}] * 4) == [0.1] * 4
+    for lost in (1, 2, 3, 4, 5):
+        old = graders()
+        assert is_gone(strike_keeper())
+        assert all(is_gone(pid) for pid in old)
+        assert pool.grade([{"answer": "slow", "sleep": 0.1}] * 4) == [0.1] * 4
+        assert pool.counts == {**NO_TROUBLE, "crashes": lost}
+        assert len(graders()) == 2  # and of the keepers one, zombies included
+
+
+def test_a_keeper_lost_during_a_call_costs_the_answers_in_flight(hostile):
+    pool = hostile(workers=2, seconds=5.0)
+    pool.ask([{"answer": "slow", "sleep": 0.1}] * 2)
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(pool.ask, [{"answer": "slow", "sleep": 0.5}] * 6)
+        time.sleep(0.25)
+        strike_keeper()
+        assert asked.result() == [None, None, 0.5, 0.5, 0.5, 0.5]
+    assert pool.counts == {**NO_TROUBLE, "crashes": 3}
+    assert len(graders()) == 2
+
+
+def test_a_keeper_that_is_lost_and_does_not_start_again_ends_in_an_error(hostile, monkeypatch, tmp_path):
+    pool, made = hostile(), []
+    pool.grade(acts("right"))
+    start = keeper.Keeper.__init__
+    monkeypatch.setattr(keeper.Keeper, "__init__", lambda self, order: made.append(start(self, order)))
+    monkeypatch.setattr(keeper, "SCRIPT", tmp_path / "absent.py")
+    assert is_gone(strike_keeper())
+    for again in (keeper.IN_A_ROW, 0):
+        with pytest.raises(RuntimeError, match=r"'hostile' does not start: .* in a row"):
+            pool.grade(acts("right"))
+        assert len(made) == again
+        made.clear()
+    pool.close()
+    assert not children()
+
+
+def test_a_pool_that_is_closed_while_a_keeper_is_replaced_leaves_no_process(hostile):
+    for wait in (0.0, 0.02, 0.05, 0.1):
+        pool = hostile(workers=2, seconds=10.0)
+        pool.grade(acts("right", "right"))
+        strike_keeper()
+        with ThreadPoolExecutor(1) as thread:
+            asked = thread.submit(pool.ask, acts("sleep", "sleep", "sleep"))
+            time.sleep(wait)
+            start = time.monotonic()
+            pool.close()
+            assert time.monotonic() - start < 5.0, "nobody waits for a grader that nobody needs"
+            assert asked.exception() or asked.result() == [None] * 3
+        assert not children()
+
+
 def test_one_question_may_have_more_time_than_the_others(hostile):
     pool = hostile(seconds=0.3)
     assert pool.ask([{"answer": "slow", "sleep": 0.6}], seconds=5.0) == [0.6]
