@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from jaxrl_llm import heartbeat
 from jaxrl_llm.rewards import worker
 from jaxrl_llm.rewards.keeper import Keepers
 from jaxrl_llm.spec import nearest
@@ -71,7 +72,8 @@ class _Worker:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"no reply within {seconds} s")
-            for _, event in poll.poll(math.ceil(left * 1000)):
+            heartbeat.go_on()  # a batch of answers that hang takes minutes, and each of them has its limit
+            for _, event in poll.poll(math.ceil(min(left, heartbeat.EVERY) * 1000)):
                 if event & select.POLLOUT and unsent:
                     unsent = unsent[self.line.send(unsent) :]
                     if not unsent:

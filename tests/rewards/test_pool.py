@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from jaxrl_llm import heartbeat
 from jaxrl_llm.rewards import keeper, worker
 from jaxrl_llm.rewards.pool import GraderPool
 
@@ -234,6 +235,29 @@ def test_trouble_of_one_answer_costs_no_other(hostile):
     assert pool.counts == {"timeouts": 3, "crashes": 3, "errors": 6, "oversized": 0}
     assert pool.grade([{"answer": "slow", "sleep": 0.2}] * 3) == [0.2] * 3
     assert len(graders()) == 3
+
+
+def test_a_batch_of_answers_that_hang_is_seen_to_live(hostile, monkeypatch, tmp_path):
+    """From the first to the last, and the stage that grades neither ends nor looks longer or shorter for it."""
+    pool, heart, gaps = hostile(seconds=1.0), heartbeat.Heart(tmp_path / "sign"), []
+    pool.grade(acts("right"))
+    heart.beat("step", 7)
+    write, last = heart._write, [time.monotonic()]
+
+    def written(now):
+        gaps.append(now - last[0])
+        last[0] = now
+        write(now)
+
+    monkeypatch.setattr(heart, "_write", written)
+    monkeypatch.setattr(heartbeat, "_hearts", [heart])
+    start = time.monotonic()
+    pool.grade([{"answer": act, "n": n} for act in ("sleep", "loop") for n in range(2)])
+    assert 4.0 < time.monotonic() - start < 8.0
+    assert max([*gaps, time.monotonic() - last[0]]) < 0.7
+    sign = heartbeat.read(heart.path)
+    assert (sign["stage"], sign["step"], sign["usual"]) == ("step", 7, None)
+    assert sign["count"] == 1 + sign["midway"] == 1 + len(gaps)
 
 
 def strike_keeper() -> int:
