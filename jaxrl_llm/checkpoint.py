@@ -2,23 +2,22 @@
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from jaxrl_llm import manifest
+from jaxrl_llm import heartbeat, manifest
 from jaxrl_llm.distributed import RankError, is_first, together
 from jaxrl_llm.glossary import meaning
 from jaxrl_llm.manifest import DamageError
 from jaxrl_llm.sharding import parts_here
-
-PATIENCE = 1800.0
-"""Seconds that a checkpoint may take to reach the disk."""
 
 
 class CheckpointError(ValueError):
@@ -27,12 +26,16 @@ class CheckpointError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Keep:
-    """Which checkpoints stay beside the newest `Config.keep_checkpoints`. It changes no number of a run."""
+    """Which checkpoints stay beside the newest `Config.keep_checkpoints`, and how long one may take to be written. It
+    changes no number of a run."""
 
     every: int = 0  # those whose step is a multiple of this; 0: none
     best: str = ""  # that with the highest figure of this name, such as eval/accuracy, among those at an evaluation
+    patience: float = 1800.0  # seconds until a checkpoint that has not reached the disk ends the run
 
     def __post_init__(self):
+        if not self.patience > 0:
+            raise ValueError(f"keep.patience must be above 0 s, not {self.patience:g}")
         if self.every < 0:
             raise ValueError(f"keep.every must be 0 or more, not {self.every}")
         if self.best and not (meaning(self.best) and self.best.startswith("eval/")):
@@ -64,7 +67,8 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder, self._last, self._keep, self._tell = folder.absolute(), last, keep or Keep(), tell
-        self._store = ocp.StandardCheckpointer(async_options=ocp.AsyncOptions(timeout_secs=int(PATIENCE)))
+        seconds = math.ceil(self._keep.patience)
+        self._store = ocp.StandardCheckpointer(async_options=ocp.AsyncOptions(timeout_secs=seconds))
         self._saving: _Saving | None = None
 
     def __enter__(self) -> "Checkpoints":
@@ -115,7 +119,7 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         if saving is None:
             return
-        error = saving.outcome()
+        error = saving.outcome(self._keep.patience)
         if error is not None:
             raise self._failure(saving.step, error) from error
 
@@ -219,11 +223,15 @@ class _Saving:
         except BaseException as error:  # raised again by whoever waits
             self._error = error
 
-    def outcome(self) -> BaseException | None:
-        """Wait for it; what went wrong."""
-        self._thread.join(PATIENCE)
-        if self._thread.is_alive():
-            return TimeoutError(f"it has not reached the disk within {PATIENCE:g} s")
+    def outcome(self, patience: float) -> BaseException | None:
+        """Wait for it, for so many seconds at most; what went wrong. A supervisor sees that this is not stuck."""
+        deadline = time.monotonic() + patience
+        while self._thread.is_alive():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return TimeoutError(f"it has not reached the disk within {patience:g} s (keep.patience)")
+            heartbeat.go_on()
+            self._thread.join(min(left, heartbeat.EVERY))
         return self._error
 
 

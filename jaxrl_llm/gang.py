@@ -73,12 +73,15 @@ class Member:
                 start_new_session=True,
             )
         self.sign: dict = {}
-        self.since, self.shown = time.monotonic(), 0
+        self.since = self.worked = time.monotonic()
+        self.shown = 0
 
     def look(self) -> None:
         """Read its latest sign."""
         sign = heartbeat.read(self.signs)
         if sign.get("count") != self.sign.get("count"):
+            if sign.get("midway") != self.sign.get("midway"):
+                self.worked = time.monotonic()
             self.sign, self.since = sign, time.monotonic()
 
     def limit(self, care: Care) -> float:
@@ -201,7 +204,13 @@ class Gang:
 
     def _stalled(self) -> End | None:
         codes = self._codes()
-        late = [rank for rank, m in enumerate(self.members) if codes[rank] is None and m.silence() > m.limit(self.care)]
+        # Who is silent may wait for one that works on in the midst of a stage, which that one's own limits end.
+        alone = time.monotonic() - max(m.worked for m in self.members)
+        late = [
+            rank
+            for rank, m in enumerate(self.members)
+            if codes[rank] is None and min(m.silence(), alone) > m.limit(self.care)
+        ]
         if not late:
             return None
         member = self.members[late[0]]

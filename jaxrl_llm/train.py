@@ -124,7 +124,7 @@ def _run(
     config = programs.config
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.keep_checkpoints, keep))
-        reference_store = stack.enter_context(Checkpoints(folder / "reference", 1))
+        reference_store = stack.enter_context(Checkpoints(folder / "reference", 1, keep))
         found = checkpoints.take_up(programs.state_like()) if resume else None
         start = found and found[0]
         progress = stack.enter_context(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm import checkpoint, manifest
+from jaxrl_llm import heartbeat, manifest
 from jaxrl_llm.checkpoint import CheckpointError, Checkpoints, Keep, abstract, kept
 from jaxrl_llm.sharding import MeshShape, by_prompt, make_mesh, place, replicated
 
@@ -159,6 +159,8 @@ def test_which_checkpoints_stay():
             Keep(**wrong)
     with pytest.raises(ValueError, match="held-out figure"):
         Keep(best="loss")
+    with pytest.raises(ValueError, match=r"keep\.patience must be above 0 s, not 0"):
+        Keep(patience=0.0)
 
 
 def test_old_ones_go_only_once_a_new_one_is_whole(tmp_path):
@@ -189,12 +191,21 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch, fails):
 
 
 def test_a_store_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
-    with Checkpoints(tmp_path, 1) as store:
-        monkeypatch.setattr(checkpoint, "PATIENCE", 0.01)
+    with Checkpoints(tmp_path, 1, Keep(patience=0.01)) as store:
         monkeypatch.setattr(store, "_finish", lambda *_: time.sleep(0.5))
         store.save(1, damage.state(1))
-        with pytest.raises(CheckpointError, match=r"not reached the disk within 0\.01 s; there is none before it"):
+        with pytest.raises(CheckpointError, match=r"within 0\.01 s .keep\.patience.; there is none before it"):
             store.wait()
+
+
+def test_whoever_waits_for_a_save_is_seen_to_live(tmp_path, monkeypatch):
+    heart = heartbeat.Heart(tmp_path / "sign")
+    monkeypatch.setattr(heartbeat, "_hearts", [heart])
+    with Checkpoints(tmp_path / "store", 1) as store:
+        monkeypatch.setattr(store, "_finish", lambda *_: time.sleep(1.0))
+        store.save(1, damage.state(1))
+        store.wait()
+    assert 3 <= heartbeat.read(heart.path)["midway"] <= 5
 
 
 MESHES = {

@@ -60,6 +60,20 @@ def test_a_lost_process_is_named_and_all_resume(deed, message, tmp_path, capfd):
     assert "restart 1 of 3: resumed" in err
 
 
+@pytest.mark.parametrize("deed", ["1.0=grade", "1.1=grade"])
+def test_work_that_shows_signs_of_life_is_left_alone(deed, tmp_path, capfd):
+    """And so is the other process, which waits for it."""
+    other = "1.1=lag" if deed == "1.0=grade" else "1.0=lag"
+    status, starts = watch(tmp_path, deed, other, procs=2)
+    assert (status, len(starts)) == (0, 1), capfd.readouterr().err
+
+
+def test_work_that_falls_silent_in_the_end_is_not(tmp_path, capfd):
+    status, starts = watch(tmp_path, "1.0=tire", procs=2)
+    assert (status, len(starts)) == (0, 2)
+    assert "no sign of life from process 0 for" in capfd.readouterr().err
+
+
 def test_what_lives_on_is_looked_at_when_another_ends_itself(tmp_path, capfd):
     watch(tmp_path, "1.1=abort", "1.0=freeze", procs=2, stall_floor=30.0)
     err = capfd.readouterr().err

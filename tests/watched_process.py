@@ -49,10 +49,17 @@ def act(deed: str, asked: list[int]) -> None:
         signal.raise_signal(signal.SIGSTOP)
     if deed == "abort":
         signal.raise_signal(signal.SIGABRT)
+    if deed in ("grade", "tire"):
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            heartbeat.go_on()
+            time.sleep(0.05)
+    if deed == "lag":
+        time.sleep(1.5)
     if deed in ("fail", "follow"):
         time.sleep(0.0 if deed == "fail" else 0.1)
         sys.exit(1 if deed == "fail" else 2)
-    while deed in ("sleep", "deaf") or (deed == "wait" and not asked):
+    while deed in ("sleep", "deaf", "tire") or (deed == "wait" and not asked):
         time.sleep(0.02)
     if deed == "wait":
         sys.exit(130)

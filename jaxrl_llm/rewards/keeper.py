@@ -20,6 +20,9 @@ SCRIPT = pathlib.Path(worker.__file__)
 START = 120.0
 """Seconds that a keeper may take to import its libraries."""
 
+IN_A_ROW = 3
+"""Keepers that may be lost one after the other, with no answer graded between them, before the pool gives up."""
+
 INHERITED = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH")
 """What a grader sees of the environment. Tokens and passwords stay out."""
 
@@ -33,6 +36,10 @@ SETTINGS = {
 }
 
 
+class LostKeeperError(RuntimeError):
+    """The process of a keeper has ended, by its own fault or by another's: the kernel kills where memory is short."""
+
+
 class Keeper:
     """One process for all graders of a pool. Safe to use from several threads.
 
@@ -41,6 +48,7 @@ class Keeper:
 
     def __init__(self, order: Mapping[str, Any]) -> None:
         self.order, self.lock, self.ready = order, threading.Lock(), False
+        self.burial = threading.Lock()  # while one thread polls a process, another's poll would call it alive
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
         self.control, theirs = socket.socketpair()
         with theirs:
@@ -56,23 +64,35 @@ class Keeper:
     def fork(self) -> tuple[int, socket.socket]:
         """A new grader: its process, which leads a group of its own, and the other end of its line.
 
-        Raises ValueError where the grader refuses its options, RuntimeError where its process does not start.
+        Raises ValueError where the grader refuses its options, LostKeeperError where the keeper has ended, RuntimeError
+        where it says nothing for too long.
         """
-        with self.lock:
+        ours, theirs = socket.socketpair()
+        with self.lock, contextlib.ExitStack() as stack:
+            stack.enter_context(theirs)
+            stack.callback(ours.close)
             try:
                 if not self.ready:
                     self._await_start()
-                ours, theirs = socket.socketpair()
-                with theirs:
-                    socket.send_fds(self.control, [b"f" + bytes(4)], [theirs.fileno()])
+                socket.send_fds(self.control, [b"f" + bytes(4)], [theirs.fileno()])
                 (pid,) = struct.unpack("i", self._read(4))
             except OSError as error:
-                raise RuntimeError(f"a process for grader {self.order['grader']!r} does not start: {error}") from error
+                kind = RuntimeError if isinstance(error, TimeoutError) else LostKeeperError
+                raise kind(f"a process for grader {self.order['grader']!r} does not start: {error}") from error
+            theirs.close()
+            stack.pop_all()
         ours.setblocking(False)
         return pid, ours
 
+    def is_lost(self) -> bool:
+        """Whether its process has ended. Its graders have then ended too, and their numbers may be others' by now."""
+        with self.burial:
+            return self.process.poll() is not None
+
     def end(self, pid: int) -> None:
         """Kill a grader and all that it started; until then its number cannot be another process's."""
+        if self.is_lost():
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         with self.lock, contextlib.suppress(OSError):
@@ -81,10 +101,11 @@ class Keeper:
 
     def kill(self) -> None:
         """End the keeper and with it all graders, and leave no zombie and no open line."""
-        if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        with self.burial:
+            if self.process.poll() is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
         self.control.close()
 
     def _await_start(self) -> None:
@@ -107,3 +128,54 @@ class Keeper:
                 raise ConnectionError("it has ended")
             received += part
         return received
+
+
+class Keepers:
+    """One keeper at a time, and another in its place when it is lost. Safe to use from several threads.
+
+    `fork` has to be called on threads that live as long as the graders: a keeper dies with the thread that makes it.
+    """
+
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        self.keeper, self.closed = Keeper(order), False
+        self.lock, self.change = threading.Lock(), threading.Lock()  # `change` is never held for long
+        self._lost, self._in_a_row = 0, 0
+
+    def fork(self) -> tuple[Keeper, int, socket.socket]:
+        """A new grader (see `Keeper.fork`) and its keeper.
+
+        Raises RuntimeError where a keeper says nothing, or where one after the other is lost, and ValueError where the
+        grader refuses its options.
+        """
+        with self.lock:
+            while True:
+                try:
+                    return self.keeper, *self.keeper.fork()
+                except LostKeeperError as error:
+                    self._replace(error)
+
+    def graded(self) -> None:
+        """An answer has its grade, so whatever is lost from now on is not lost for want of a grader that starts."""
+        self._in_a_row = 0
+
+    def lost(self) -> int:
+        """How many keepers were lost since this was last asked."""
+        with self.change:
+            lost, self._lost = self._lost, 0
+        return lost
+
+    def kill(self) -> None:
+        """End the keeper and all graders for good."""
+        with self.change:
+            self.closed = True
+            self.keeper.kill()
+
+    def _replace(self, error: LostKeeperError) -> None:
+        self.keeper.kill()  # buried: it leaves no zombie
+        with self.change:
+            if self.closed:
+                raise error
+            self._lost, self._in_a_row = self._lost + 1, self._in_a_row + 1
+            if self._in_a_row > IN_A_ROW:
+                raise RuntimeError(f"{error} ({self._in_a_row} times in a row)") from error
+            self.keeper = Keeper(self.keeper.order)

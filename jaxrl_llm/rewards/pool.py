@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from jaxrl_llm import heartbeat
 from jaxrl_llm.rewards import worker
-from jaxrl_llm.rewards.keeper import Keeper
+from jaxrl_llm.rewards.keeper import Keepers
 from jaxrl_llm.spec import nearest
 
 FIRST = 0.005
@@ -31,16 +32,20 @@ class _NoGradeError(Exception):
 class _Worker:
     """One grader, forked anew after each kill."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        self.keeper, self.line = keeper, None
+    def __init__(self, keepers: Keepers) -> None:
+        self.keepers, self.line = keepers, None
 
     def ask(self, item: Mapping[str, Any], seconds: float) -> Any:
         """The value of an item. Raises _NoGradeError where there is none, with a new process where this one is lost."""
         message = json.dumps(item).encode() + b"\n"
+        if self.line is not None and self.keeper.is_lost():
+            self.close()  # before the answer is given away: it has its grade from the next grader
         if self.line is None:
-            self.pid, self.line = self.keeper.fork()
+            self.keeper, self.pid, self.line = self.keepers.fork()
         try:
-            return self._exchange(message, seconds)
+            value = self._exchange(message, seconds)
+            self.keepers.graded()
+            return value
         except TimeoutError as error:
             self._end()
             raise _NoGradeError("timeouts", f"no grade within {seconds:g} s") from error
@@ -67,7 +72,8 @@ class _Worker:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"no reply within {seconds} s")
-            for _, event in poll.poll(math.ceil(left * 1000)):
+            heartbeat.go_on()  # a batch of answers that hang takes minutes, and each of them has its limit
+            for _, event in poll.poll(math.ceil(min(left, heartbeat.EVERY) * 1000)):
                 if event & select.POLLOUT and unsent:
                     unsent = unsent[self.line.send(unsent) :]
                     if not unsent:
@@ -83,8 +89,8 @@ class _Worker:
         return reply.get("value")
 
 
-def _end_all(keeper: Keeper, workers: Sequence[_Worker]) -> None:
-    keeper.kill()
+def _end_all(keepers: Keepers, workers: Sequence[_Worker]) -> None:
+    keepers.kill()
     for one in workers:
         one.close()
 
@@ -94,9 +100,11 @@ class GraderPool:
 
     An answer that cannot be graded, because the grader overran, died or raised, has no grade: None, never a zero.
     `counts` says how often: timeouts, crashes, errors; `oversized` counts answers of more than 100,000 characters,
-    which are wrong (0) without being read. `last_error` is the latest reason.
+    which are wrong (0) without being read. `last_error` is the latest reason. Where the keeper of the graders is lost,
+    answers in flight have no grade, another takes its place, and that counts as one crash more.
 
-    Raises ValueError for an unknown grader, and for options that the grader refuses at the first call.
+    Raises ValueError for an unknown grader, and for options that the grader refuses at the first call; RuntimeError,
+    when it grades, where the grader does not start.
     """
 
     def __init__(self, grader: str, options: Mapping[str, Any], workers: int = 2, seconds: float = 5.0) -> None:
@@ -110,12 +118,12 @@ class GraderPool:
         self._usual: deque[float] = deque(maxlen=255)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="grader")
         # A keeper dies with the thread that started it (see `worker.die_with_parent`): these live as long as the pool.
-        self._keeper = self._threads.submit(Keeper, {"grader": grader, "options": dict(options)}).result()
+        self._keepers = self._threads.submit(Keepers, {"grader": grader, "options": dict(options)}).result()
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        every = [_Worker(self._keeper) for _ in range(workers)]
+        every = [_Worker(self._keepers) for _ in range(workers)]
         for one in every:
             self._idle.put(one)
-        self._finalizer = weakref.finalize(self, _end_all, self._keeper, every)
+        self._finalizer = weakref.finalize(self, _end_all, self._keepers, every)
 
     def grade(self, items: Sequence[Mapping[str, Any]]) -> list[float | None]:
         """The grade of each item, in order. An item is {"answer": text, ...} with what the grader asks for besides."""
@@ -145,7 +153,9 @@ class GraderPool:
     def _outcomes(self, items: Sequence[Mapping[str, Any]], seconds: float) -> list[tuple[Any, _NoGradeError | None]]:
         if not self._finalizer.alive:
             raise ValueError("the pool of graders is closed")
-        return list(self._threads.map(lambda item: self._ask(item, seconds), items))
+        outcomes = list(self._threads.map(lambda item: self._ask(item, seconds), items))
+        self.counts["crashes"] += self._keepers.lost()
+        return outcomes
 
     def _noted(self, value: Any, failure: _NoGradeError | None) -> Any:
         if failure is not None:
@@ -167,7 +177,7 @@ class GraderPool:
 
     def close(self) -> None:
         """Kill the processes. A closed pool grades nothing; closing it again does nothing."""
-        self._keeper.kill()  # whoever waits for a grade finds out
+        self._keepers.kill()  # whoever waits for a grade finds out
         self._threads.shutdown(cancel_futures=True)
         self._finalizer()
 

@@ -18,6 +18,8 @@ from typing import Any
 MEMORY = 1 << 30
 """Bytes of address space of a program."""
 
+RUNNER = pathlib.Path(__file__).with_name("run_program.py")
+
 OUTPUT = 1 << 20
 """Bytes of the longest output."""
 
@@ -80,8 +82,7 @@ def _run(program: str, given: str, seconds: int) -> tuple[int, bytes]:
     """Exit status of a program on an input, and what it printed; 1 and nothing where that was too much."""
     text = program.encode(errors="replace")
     frame = b"%d\n" % len(text) + text + given.encode(errors="replace")
-    script = pathlib.Path(__file__).with_name("run_program.py")
-    command = [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", str(script), str(seconds), str(MEMORY)]
+    command = [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", str(RUNNER), str(seconds), str(MEMORY)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     same_sets = {"PYTHONHASHSEED": "0"}
     with subprocess.Popen(command, **pipes, env=same_sets, cwd="/", bufsize=0) as child:  # noqa: S603 (a file of ours)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from jaxrl_llm import heartbeat
 from jaxrl_llm.rewards import keeper, worker
 from jaxrl_llm.rewards.pool import GraderPool
 
@@ -234,6 +235,91 @@ def test_trouble_of_one_answer_costs_no_other(hostile):
     assert pool.counts == {"timeouts": 3, "crashes": 3, "errors": 6, "oversized": 0}
     assert pool.grade([{"answer": "slow", "sleep": 0.2}] * 3) == [0.2] * 3
     assert len(graders()) == 3
+
+
+def test_a_batch_of_answers_that_hang_is_seen_to_live(hostile, monkeypatch, tmp_path):
+    """From the first to the last, and the stage that grades neither ends nor looks longer or shorter for it."""
+    pool, heart, gaps = hostile(seconds=1.0), heartbeat.Heart(tmp_path / "sign"), []
+    pool.grade(acts("right"))
+    heart.beat("step", 7)
+    write, last = heart._write, [time.monotonic()]
+
+    def written(now):
+        gaps.append(now - last[0])
+        last[0] = now
+        write(now)
+
+    monkeypatch.setattr(heart, "_write", written)
+    monkeypatch.setattr(heartbeat, "_hearts", [heart])
+    start = time.monotonic()
+    pool.grade([{"answer": act, "n": n} for act in ("sleep", "loop") for n in range(2)])
+    assert 4.0 < time.monotonic() - start < 8.0
+    assert max([*gaps, time.monotonic() - last[0]]) < 0.7
+    sign = heartbeat.read(heart.path)
+    assert (sign["stage"], sign["step"], sign["usual"]) == ("step", 7, None)
+    assert sign["count"] == 1 + sign["midway"] == 1 + len(gaps)
+
+
+def strike_keeper() -> int:
+    """SIGKILL to the one keeper of this process."""
+    (one,) = children()
+    os.kill(one, signal.SIGKILL)
+    return one
+
+
+def test_a_keeper_lost_between_calls_costs_no_answer(hostile):
+    pool = hostile(workers=2)
+    assert pool.grade([{"answer": "slow", "sleep": 0.1}] * 4) == [0.1] * 4
+    for lost in (1, 2, 3, 4, 5):
+        old = graders()
+        assert is_gone(strike_keeper())
+        assert all(is_gone(pid) for pid in old)
+        assert pool.grade([{"answer": "slow", "sleep": 0.1}] * 4) == [0.1] * 4
+        assert pool.counts == {**NO_TROUBLE, "crashes": lost}
+        assert len(graders()) == 2  # and of the keepers one, zombies included
+
+
+def test_a_keeper_lost_during_a_call_costs_the_answers_in_flight(hostile):
+    pool = hostile(workers=2, seconds=5.0)
+    pool.ask([{"answer": "slow", "sleep": 0.1}] * 2)
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(pool.ask, [{"answer": "slow", "sleep": 0.5}] * 6)
+        time.sleep(0.25)
+        strike_keeper()
+        assert asked.result() == [None, None, 0.5, 0.5, 0.5, 0.5]
+    assert pool.counts == {**NO_TROUBLE, "crashes": 3}
+    assert len(graders()) == 2
+
+
+def test_a_keeper_that_is_lost_and_does_not_start_again_ends_in_an_error(hostile, monkeypatch, tmp_path):
+    pool, made = hostile(), []
+    pool.grade(acts("right"))
+    start = keeper.Keeper.__init__
+    monkeypatch.setattr(keeper.Keeper, "__init__", lambda self, order: made.append(start(self, order)))
+    monkeypatch.setattr(keeper, "SCRIPT", tmp_path / "absent.py")
+    assert is_gone(strike_keeper())
+    for again in (keeper.IN_A_ROW, 0):
+        with pytest.raises(RuntimeError, match=r"'hostile' does not start: .* in a row"):
+            pool.grade(acts("right"))
+        assert len(made) == again
+        made.clear()
+    pool.close()
+    assert not children()
+
+
+def test_a_pool_that_is_closed_while_a_keeper_is_replaced_leaves_no_process(hostile):
+    for wait in (0.0, 0.02, 0.05, 0.1):
+        pool = hostile(workers=2, seconds=10.0)
+        pool.grade(acts("right", "right"))
+        strike_keeper()
+        with ThreadPoolExecutor(1) as thread:
+            asked = thread.submit(pool.ask, acts("sleep", "sleep", "sleep"))
+            time.sleep(wait)
+            start = time.monotonic()
+            pool.close()
+            assert time.monotonic() - start < 5.0, "nobody waits for a grader that nobody needs"
+            assert asked.exception() or asked.result() == [None] * 3
+        assert not children()
 
 
 def test_one_question_may_have_more_time_than_the_others(hostile):
