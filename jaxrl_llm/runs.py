@@ -2,19 +2,25 @@
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
 import re
 import signal
 import threading
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from jaxrl_llm.config import Config
+from jaxrl_llm.json_files import read_json
 from jaxrl_llm.metrics import RunError, run_folder
+
+SUMMARY = ("before", "constant_accuracy", "constant_answer", "problems")  # what the end of a run reads of its beginning
+CRC = 4  # bytes
 
 
 def default_folder(config: Config) -> pathlib.Path:
@@ -69,16 +75,28 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_summary(folder: pathlib.Path) -> dict[str, Any]:
-    """summary.json, or {} before it is written."""
+    """summary.json, which is there from the first checkpoint on. Raises RunError where it is absent or damaged."""
     path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        summary = read_json(path)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    missing = [name for name in SUMMARY if name not in summary]
+    if missing:
+        raise RunError(f"{path} is damaged: it has no {missing[0]!r}")
+    return summary
 
 
 def write_attempts(folder: pathlib.Path, correct: np.ndarray) -> None:
-    """Write which attempts [N S] at the training problems were right, whole or not at all."""
+    """Write which attempts [N S] at the training problems were right, whole or not at all.
+
+    Behind the array stands the crc32 of its bytes: a flipped bit would be another choice of problems.
+    """
+    content = io.BytesIO()
+    np.save(content, correct, allow_pickle=False)
+    raw = content.getvalue()
     draft = folder / "attempts.npy.draft"
-    with draft.open("wb") as file:
-        np.save(file, correct, allow_pickle=False)
+    draft.write_bytes(raw + zlib.crc32(raw).to_bytes(CRC, "little"))
     os.replace(draft, folder / "attempts.npy")
 
 
@@ -86,7 +104,11 @@ def read_attempts(folder: pathlib.Path) -> np.ndarray:
     """The inverse of `write_attempts`. Raises RunError where the file is absent or damaged."""
     path = folder / "attempts.npy"
     try:
-        correct = np.load(path, allow_pickle=False)
+        content = path.read_bytes()
+        raw, crc = content[:-CRC], int.from_bytes(content[-CRC:], "little")
+        if zlib.crc32(raw) != crc:
+            raise ValueError(f"it is damaged: it has the crc32 {zlib.crc32(raw)}, not {crc}")
+        correct = np.load(io.BytesIO(raw), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
     if correct.ndim != 2 or correct.dtype != bool:

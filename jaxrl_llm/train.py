@@ -150,7 +150,10 @@ def _run(
             checkpoints.save(0, state)
         else:
             state = found[1]
-            reference = programs.trained.reference(reference_store.restore(programs.trained.params_like()))
+            # Its one copy may be damaged: that must not end a run which has no use for it.
+            wanted = needs_reference(config) or config.lora.rank
+            like = programs.trained.params_like()
+            reference = programs.trained.reference(reference_store.restore(like, 0)) if wanted else None
             summary = read_summary(folder)
             if config.recipe.screening:
                 programs.screen(read_attempts(folder))
@@ -222,10 +225,10 @@ def _loop(
     journal: "Journal",
     stop: Any,
     state: TrainState,
-    reference: Params,
+    reference: Params | None,
 ) -> TrainState:
     c = programs.config
-    anchor = reference if c.measure_kl or c.recipe.uses_reference else None
+    anchor = reference if needs_reference(c) else None
     blocking = must_block(programs.mesh)
     watch = Watch(c, programs.policy) if c.variance_every else None
     begun = int(state.step)
@@ -265,6 +268,11 @@ def _loop(
     if check:
         check.finish()
     return state
+
+
+def needs_reference(config: Config) -> bool:
+    """Whether the steps of a run read the policy before RL."""
+    return config.measure_kl or config.recipe.uses_reference
 
 
 def _so_far(folder: pathlib.Path) -> dict[str, int]:
