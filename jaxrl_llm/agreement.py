@@ -38,11 +38,12 @@ def odd_one(values: Sequence[Any]) -> tuple[int, Any] | None:
     return next(((rank, usual) for rank, value in enumerate(values) if value != usual), None)
 
 
-def require_equal_start(config: Config) -> None:
+def require_equal_start(config: Config, deterministic: bool = False) -> None:
     """Raise DisagreementError where a process was started with another code, configuration or data."""
     if not distributed.several():
         return
     facts = {"code": code_digest(), **versions(), **config.to_json(), **data_digests(config.task)}
+    facts["deterministic"] = deterministic
     every = [json.loads(text) for text in distributed.told(json.dumps(facts))]
     for name in facts:
         found = odd_one([json.dumps(theirs.get(name)) for theirs in every])

@@ -22,6 +22,7 @@ from jaxrl_llm.sharding import by_prompt, fetch, place
 XLA = {"xla_gpu_deterministic_ops": "true", "xla_gpu_autotune_level": "0"}
 NCCL = {"NCCL_ALGO": "Ring"}  # the order in which GPUs add up
 REPEATS = 8
+COST = "CPUs and TPUs need none of it and pay nothing; on GPUs steps get slower (by how much is not measured)"
 
 
 def switch_on() -> None:
@@ -63,7 +64,7 @@ def verify(mesh: Any, work: Callable[[], Any] | None = None) -> str:
     for name, first in seen[0].items():
         if any(each[name] != first for each in seen[1:]):
             raise ConfigError(f"deterministic: {REPEATS} runs of one {name} gave different bits, switches or not")
-    return f"deterministic: {_wanted()}; {', '.join(seen[0])} gave the same bits {REPEATS} times"
+    return f"deterministic: {_wanted()}; {', '.join(seen[0])} gave the same bits {REPEATS} times. {COST}"
 
 
 def probe() -> Callable[..., dict[str, Any]]:

@@ -45,11 +45,16 @@ def write_manifest(
     path = _path(folder, process)
     draft = path.with_name(path.name + ".draft")
     with draft.open("w", encoding="utf-8") as file:
-        json.dump({"processes": of, "metrics": dict(metrics), "files": files, "leaves": digests}, file)
+        json.dump(sealed({"processes": of, "metrics": dict(metrics), "files": files, "leaves": digests}), file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
     _sync(folder)
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a manifest with its own crc32, that of its JSON text: figures in it decide which steps stay."""
+    return {**content, "crc32": zlib.crc32(json.dumps(content).encode())}
 
 
 def is_finished(folder: pathlib.Path) -> bool:
@@ -61,12 +66,19 @@ def is_finished(folder: pathlib.Path) -> bool:
 
 
 def read_manifests(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The manifests of a step, in the order of the processes that wrote it. Raises DamageError where one is missing."""
+    """The manifests of a step, in the order of the processes that wrote it.
+
+    Raises DamageError, which names the file, where one is missing or damaged.
+    """
     found, of = [], 1
     while len(found) < of:
         path = _path(folder, len(found))
         try:
-            found.append(read_json(path))
+            content = read_json(path)
+            expected = content.pop("crc32", None)
+            if sealed(content)["crc32"] != expected:
+                raise ValueError(f"its content does not have the crc32 {expected} that stands in it")
+            found.append(content)
             of = found[0]["processes"]
             if type(of) is not int or not all(
                 isinstance(found[-1][key], dict) for key in ("files", "leaves", "metrics")

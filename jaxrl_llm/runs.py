@@ -2,19 +2,26 @@
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
 import re
 import signal
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxrl_llm.config import Config
+from jaxrl_llm.json_files import read_json
 from jaxrl_llm.metrics import RunError, run_folder
+
+SUMMARY = ("before", "constant_accuracy", "constant_answer", "problems")  # what the end of a run reads of its beginning
+BESIDE = ("versions", "devices", "deterministic")  # what stands in config.json and is no field of Config
+CRC = 4  # bytes
 
 
 def default_folder(config: Config) -> pathlib.Path:
@@ -23,42 +30,65 @@ def default_folder(config: Config) -> pathlib.Path:
     return pathlib.Path("runs") / re.sub(r"[^\w.-]+", "_", "-".join(words))
 
 
-def check_folder(config: Config, out: str | os.PathLike[str] | None, resume: bool) -> pathlib.Path:
+def check_folder(
+    config: Config, out: str | os.PathLike[str] | None, resume: bool, deterministic: bool = False
+) -> pathlib.Path:
     """The folder of a new run, or of the run to resume; nothing is written.
 
     Raises RunError: a new run in a folder that holds one; a resumed run whose folder holds none, or another
-    configuration (the first field that differs is named).
+    configuration (the first field that differs is named). Its mesh may be another: see `moved`.
     """
     folder = default_folder(config) if out is None else pathlib.Path(out)
     if not resume:
         if (folder / "config.json").exists():
             raise RunError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
         return folder
-    theirs = read_config(folder)
-    for name, value in json.loads(json.dumps(config.to_json())).items():
-        if theirs.get(name) != value:
+    theirs = {"deterministic": False} | _read_fields(folder)
+    for name, value in {**json.loads(json.dumps(config.to_json())), "deterministic": deterministic}.items():
+        if name != "mesh" and theirs.get(name) != value:
             raise RunError(
                 f"{folder} was run with {name}={theirs.get(name)!r}, not {value!r}: resume it as it was begun"
             )
     return folder
 
 
-def write_config(folder: pathlib.Path, config: Config) -> None:
-    """Make the folder and write config.json: every field, and the versions that computed the numbers."""
+def write_config(folder: pathlib.Path, config: Config, devices: Mapping[str, int], deterministic: bool) -> None:
+    """Make the folder and write config.json: every field, and what else computes the numbers (see BESIDE).
+
+    devices  how many there are along each axis of the mesh
+    """
     folder.mkdir(parents=True, exist_ok=True)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
-    write_json(folder / "config.json", config.to_json() | {"versions": versions})
+    beside = {"versions": versions, "devices": dict(devices), "deterministic": deterministic}
+    write_json(folder / "config.json", config.to_json() | beside)
+
+
+def moved(folder: pathlib.Path, config: Config, devices: Mapping[str, int]) -> str:
+    """Of a run that goes on on another mesh: what is to be said of it; empty: it is the same. Writes config.json anew,
+    so that its checkpoints are read on the mesh that is here."""
+    fields = _read_fields(folder)
+    before, now = fields.get("devices"), dict(devices)
+    mesh = config.to_json()["mesh"]
+    if (before, fields.get("mesh")) == (now, mesh):
+        return ""
+    write_json(folder / "config.json", fields | {"mesh": mesh, "devices": now})
+    if before in (now, None):
+        return ""
+    told = [" x ".join(f"{axis} {size}" for axis, size in each.items()) for each in (before, now)]
+    return f"resumed on a mesh of {told[1]}, before of {told[0]}: the same bits are promised on the same mesh only"
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields in config.json. Raises RunError where there is no run or the file is damaged."""
+    """The fields of `Config` in config.json. Raises RunError where there is no run or the file is damaged."""
+    return {name: value for name, value in _read_fields(folder).items() if name not in BESIDE}
+
+
+def _read_fields(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = run_folder(folder) / "config.json"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        fields.pop("versions", None)
-    except (OSError, ValueError, AttributeError) as error:
+        return read_json(path)
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
-    return fields
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -69,16 +99,28 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_summary(folder: pathlib.Path) -> dict[str, Any]:
-    """summary.json, or {} before it is written."""
+    """summary.json, which is there from the first checkpoint on. Raises RunError where it is absent or damaged."""
     path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        summary = read_json(path)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    missing = [name for name in SUMMARY if name not in summary]
+    if missing:
+        raise RunError(f"{path} is damaged: it has no {missing[0]!r}")
+    return summary
 
 
 def write_attempts(folder: pathlib.Path, correct: np.ndarray) -> None:
-    """Write which attempts [N S] at the training problems were right, whole or not at all."""
+    """Write which attempts [N S] at the training problems were right, whole or not at all.
+
+    Behind the array stands the crc32 of its bytes: a flipped bit would be another choice of problems.
+    """
+    content = io.BytesIO()
+    np.save(content, correct, allow_pickle=False)
+    raw = content.getvalue()
     draft = folder / "attempts.npy.draft"
-    with draft.open("wb") as file:
-        np.save(file, correct, allow_pickle=False)
+    draft.write_bytes(raw + zlib.crc32(raw).to_bytes(CRC, "little"))
     os.replace(draft, folder / "attempts.npy")
 
 
@@ -86,7 +128,11 @@ def read_attempts(folder: pathlib.Path) -> np.ndarray:
     """The inverse of `write_attempts`. Raises RunError where the file is absent or damaged."""
     path = folder / "attempts.npy"
     try:
-        correct = np.load(path, allow_pickle=False)
+        content = path.read_bytes()
+        raw, crc = content[:-CRC], int.from_bytes(content[-CRC:], "little")
+        if zlib.crc32(raw) != crc:
+            raise ValueError(f"it is damaged: it has the crc32 {zlib.crc32(raw)}, not {crc}")
+        correct = np.load(io.BytesIO(raw), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
     if correct.ndim != 2 or correct.dtype != bool:

@@ -27,6 +27,7 @@ from jaxrl_llm.report import write_report
 from jaxrl_llm.rollouts.sampler import Sampler
 from jaxrl_llm.runs import (
     check_folder,
+    moved,
     read_attempts,
     read_summary,
     stoppable,
@@ -73,7 +74,8 @@ def train(
 ) -> Result:
     """Run a configuration from warm-up to report; everything stands in the folder `out` (default: runs/...).
 
-    With `resume` the run in that folder goes on from its newest checkpoint, with the numbers of one that never stopped.
+    With `resume` the run in that folder goes on from its newest checkpoint, with the numbers of one that never stopped;
+    on another mesh, with those that it gives.
     A checkpoint that is damaged or unfinished is named and passed over; `keep` says which stay beside the newest. A
     `sampler` draws answers of training elsewhere. SIGINT and SIGTERM end the run after the step, with a checkpoint.
     `deterministic` demands the switches of the module `determinism`, and tries them.
@@ -84,8 +86,8 @@ def train(
     NonFiniteError after `max_nonfinite` refused updates in a row (the site named; no checkpoint
     has one of them in it), StoppedError when asked to stop.
     """
-    require_equal_start(config)
-    folder = together(lambda: check_folder(config, out, resume))
+    require_equal_start(config, deterministic)
+    folder = together(lambda: check_folder(config, out, resume, deterministic))
     programs = Programs(config, sampler=sampler)
     evaluator = Evaluator(
         programs.policy,
@@ -97,14 +99,17 @@ def train(
         batch=config.eval_batch,
     )
     together(lambda: require_room(programs, evaluator))
+    quiet, shown = quiet or not is_first(), console or Console()
     if deterministic:
         together(require_switches)
         said = verify(programs.mesh)
-        first(lambda: (console or Console()).print(said, soft_wrap=True))
-    if not resume:
-        first(lambda: write_config(folder, config))
+        first(lambda: shown.print(said, soft_wrap=True))
+    devices = programs.mesh.shape
+    if resume:
+        first(lambda: _tell(shown, moved(folder, config, devices)))
+    else:
+        first(lambda: write_config(folder, config, devices, deterministic))
     heartbeat.begun()
-    quiet, shown = quiet or not is_first(), console or Console()
     with stoppable() as stop:  # to the very end: a run that is stopped in its last report has nothing left but that
         return _run(programs, evaluator, folder, stop, resume=resume, keep=keep, quiet=quiet, console=shown)
 
@@ -150,7 +155,10 @@ def _run(
             checkpoints.save(0, state)
         else:
             state = found[1]
-            reference = programs.trained.reference(reference_store.restore(programs.trained.params_like()))
+            # Its one copy may be damaged: that must not end a run which has no use for it.
+            wanted = needs_reference(config) or config.lora.rank
+            like = programs.trained.params_like()
+            reference = programs.trained.reference(reference_store.restore(like, 0)) if wanted else None
             summary = read_summary(folder)
             if config.recipe.screening:
                 programs.screen(read_attempts(folder))
@@ -165,6 +173,11 @@ def _run(
     after = journal.evaluation or evaluator(programs.trained.acting(state.params), config.steps)
     first(lambda: _end(folder, summary, after, console))
     return Result(folder, programs.trained.merged(state.params), summary["before"], after, summary["constant_accuracy"])
+
+
+def _tell(console: Console, text: str) -> None:
+    if text:
+        console.print(text, soft_wrap=True)
 
 
 def _end(folder: pathlib.Path, summary: dict, after: dict[str, float], console: Console) -> None:
@@ -222,10 +235,10 @@ def _loop(
     journal: "Journal",
     stop: Any,
     state: TrainState,
-    reference: Params,
+    reference: Params | None,
 ) -> TrainState:
     c = programs.config
-    anchor = reference if c.measure_kl or c.recipe.uses_reference else None
+    anchor = reference if needs_reference(c) else None
     blocking = must_block(programs.mesh)
     watch = Watch(c, programs.policy) if c.variance_every else None
     begun = int(state.step)
@@ -265,6 +278,11 @@ def _loop(
     if check:
         check.finish()
     return state
+
+
+def needs_reference(config: Config) -> bool:
+    """Whether the steps of a run read the policy before RL."""
+    return config.measure_kl or config.recipe.uses_reference
 
 
 def _so_far(folder: pathlib.Path) -> dict[str, int]:

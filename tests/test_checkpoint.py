@@ -1,5 +1,6 @@
 """Checkpoints: what counts as one, what is noticed, which ones stay, and onto which devices they are read."""
 
+import itertools
 import json
 import pathlib
 import re
@@ -53,12 +54,21 @@ def test_a_step_without_its_digests_is_unfinished(folder):
         assert (store.steps(), store.latest()) == ([3], 3)
 
 
+def rewrite(path, change):
+    """Change the content of a manifest, under a crc32 that fits it."""
+    told = json.loads(path.read_text())
+    del told["crc32"]
+    change(told)
+    path.write_text(json.dumps(manifest.sealed(told)))
+
+
 def test_values_that_were_not_saved_are_noticed_by_leaf(folder):
     """A reader that gives other bits than were saved, in one value of one leaf; the files are as they were."""
-    path = folder / "7" / "digests.0.json"
-    told = json.loads(path.read_text())
-    told["leaves"]["['params']['mlp']"][0][2] ^= 1
-    path.write_text(json.dumps(told))
+
+    def other_bits(told):
+        told["leaves"]["['params']['mlp']"][0][2] ^= 1
+
+    rewrite(folder / "7" / "digests.0.json", other_bits)
     found, said = read(folder)
     assert_is(found, damage.OLD)
     assert said[0].startswith(f"{folder}/7 is damaged: leaf ['params']['mlp'] has the crc32 ")
@@ -80,19 +90,43 @@ def test_values_that_were_not_saved_are_noticed_by_leaf(folder):
     ],
 )
 def test_digests_that_do_not_fit_are_noticed(folder, change):
-    path = folder / "7" / "digests.0.json"
-    told = json.loads(path.read_text())
-    change(told)
-    path.write_text(json.dumps(told))
+    rewrite(folder / "7" / "digests.0.json", change)
     found, said = read(folder)
     assert_is(found, damage.OLD)
     assert len(said) == 1
+    assert "does not have the crc32" not in said[0]
+
+
+def test_a_flipped_bit_of_a_figure_never_decides_which_step_stays(folder):
+    """Figures stand in the manifests, which have a crc32 of their own content."""
+    path = folder / "7" / "digests.0.json"
+    whole = path.read_bytes()
+    figures = whole.index(b'"metrics"'), whole.index(b'"files"')
+    said = []
+    for at, bit in itertools.product(range(*figures), range(8)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << bit
+        path.write_bytes(flipped)
+        try:
+            found = manifest.read_manifests(folder / "7")[0]["metrics"]
+        except manifest.DamageError as error:
+            said.append(str(error))
+        else:
+            assert found == damage.FIGURES[7]
+    assert len(said) > 7 * (figures[1] - figures[0])
+    assert all(str(path) in text for text in said)
+    path.write_bytes(whole.replace(b"0.546875", b"0.046875"))
+    with Checkpoints(folder, 1, Keep(best="eval/accuracy"), tell=lambda text: None) as store:
+        assert store.steps() == [3]
+        store.save(9, damage.state(9), {"eval/accuracy": 0.1})
+    assert sorted(path.name for path in folder.iterdir()) == ["7", "9"], "a damaged step is not deleted for its figure"
 
 
 def test_every_damage_is_noticed_or_harmless(tmp_path):
-    counts, failures = damage.campaign(24, 0, tmp_path)
+    counts, failures = damage.campaign(32, 0, tmp_path)
     assert not failures
-    assert {kind for kind, _ in (name.split() for name in counts)} == set(damage.KINDS)
+    struck = {tuple(name.split()[:2]) for name in counts}
+    assert struck == set(itertools.product(damage.KINDS, damage.TARGETS))
 
 
 def test_without_digests_flipped_bits_are_read_in_silence(tmp_path, monkeypatch):

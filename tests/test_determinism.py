@@ -1,6 +1,7 @@
 """The switches of `--deterministic`: set before JAX begins, checked, and tried."""
 
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -10,10 +11,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrl_llm import determinism
-from jaxrl_llm.config import ConfigError
+from jaxrl_llm import determinism, distributed
+from jaxrl_llm.agreement import DisagreementError, require_equal_start
+from jaxrl_llm.config import Config, ConfigError, WarmUp
 from jaxrl_llm.determinism import XLA, require_switches, switch_on, verify
+from jaxrl_llm.metrics import RunError
+from jaxrl_llm.runs import check_folder, read_config, write_config
 from jaxrl_llm.sharding import MeshShape, make_mesh
+from jaxrl_llm.tasks import addition
 
 FLAGS = " ".join(f"--{name}={value}" for name, value in XLA.items())
 
@@ -28,7 +33,8 @@ def switched(monkeypatch):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_the_probe_gives_the_same_bits(switched, devices):
     said = verify(make_mesh(MeshShape(), jax.devices()[:devices]))
-    assert said == f"deterministic: {FLAGS}; matrix product, scatter, sum gave the same bits 8 times"
+    assert said.startswith(f"deterministic: {FLAGS}; matrix product, scatter, sum gave the same bits 8 times. ")
+    assert "CPUs and TPUs need none of it and pay nothing; on GPUs steps get slower" in said
 
 
 def test_bits_that_differ_are_noticed(switched):
@@ -83,3 +89,29 @@ def test_switches_of_the_user_stay(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=4")
     with pytest.raises(determinism.ConfigError, match="autotune_level=0, and has 4"):
         switch_on()
+
+
+def test_it_is_a_part_of_the_run(tmp_path):
+    """It changes numbers on GPUs: a run is not resumed without it, or with it where it was begun without."""
+    config = Config(task=addition(digits=1), warmup=WarmUp(max_steps=0))
+    for begun in (False, True):
+        folder = tmp_path / str(begun)
+        write_config(folder, config, {"data": 1, "fsdp": 8, "tensor": 1}, begun)
+        assert json.loads((folder / "config.json").read_text())["deterministic"] is begun
+        assert Config.from_json(read_config(folder)).to_json() == config.to_json()
+        assert check_folder(config, folder, True, begun) == folder
+        with pytest.raises(RunError, match=f"was run with deterministic={begun}, not {not begun}: resume it as"):
+            check_folder(config, folder, True, not begun)
+
+
+def test_processes_started_with_and_without_it_disagree(monkeypatch):
+    config = Config(task=addition(digits=1), warmup=WarmUp(max_steps=0))
+    monkeypatch.setattr(distributed, "several", lambda: True)
+
+    def others(text):
+        return [text, json.dumps(json.loads(text) | {"deterministic": False}), text]
+
+    monkeypatch.setattr(distributed, "told", others)
+    require_equal_start(config, False)
+    with pytest.raises(DisagreementError, match="process 1 was started with deterministic false, the others with true"):
+        require_equal_start(config, True)

@@ -1,6 +1,7 @@
 """Runs that measure the pass rates of the training problems first, and ask by them."""
 
 import dataclasses
+import io
 import json
 import shutil
 
@@ -116,6 +117,12 @@ def test_damage_and_too_few_problems_are_named(tmp_path):
     (tmp_path / "attempts.npy").write_bytes(whole[:-30])
     with pytest.raises(RunError, match=r"attempts\.npy cannot be read"):
         read_attempts(tmp_path)
-    np.save(tmp_path / "attempts.npy", np.ones(3), allow_pickle=False)
+    flipped = bytearray(whole)
+    flipped[140] ^= 1
+    (tmp_path / "attempts.npy").write_bytes(flipped)
+    with pytest.raises(RunError, match=rf"{tmp_path}/attempts\.npy cannot be read: it is damaged: it has the crc32 "):
+        read_attempts(tmp_path)
+    assert np.load(io.BytesIO(flipped)).sum() == correct.sum() + 1, "as anyone else reads it"
+    write_attempts(tmp_path, np.ones(3))
     with pytest.raises(RunError, match="must hold a table of booleans"):
         read_attempts(tmp_path)
