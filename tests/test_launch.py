@@ -115,6 +115,12 @@ def test_every_host_of_a_pod_gets_the_same_command(tmp_path):
     (command,) = [word for word in words if word.startswith("--command=")]
     assert "train --cluster on --task addition\\,digits=2" in command
     assert "/mnt/a\\ b" in command
+    assert command.startswith("--command=jaxrl-llm supervise ")
+
+
+def test_a_pod_runs_another_program_in_the_place_of_train(tmp_path):
+    words = run("tpu_pod.sh", tmp_path, "pod", "us-west4-a", "--model", "a b", PROGRAM="python it.py")
+    assert words[-1] == "--command=python it.py --cluster on --model a\\ b"
 
 
 def test_the_jobset_restarts_as_a_whole():
