@@ -1,31 +1,45 @@
-"""Chat templates: Jinja in a sandbox, because they come with a model from elsewhere."""
+"""Chat templates come with a model from elsewhere: a process that can be killed compiles them and fills them in."""
 
-import datetime
-import functools
-import json
+import os
+import threading
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jaxrl_llm.rewards.pool import GraderPool
+
+SECONDS = 10.0
+"""Time to fill in a template."""
+
+SOURCE, LONGEST = 200_000, 2_000_000
+"""Characters of the longest template, and of the longest text that one may write."""
+
+MEMORY = 1 << 30
+"""Bytes of address space of the process that does it."""
+
+_lock = threading.Lock()
+_pools: dict[int, GraderPool] = {}  # by process: a fork of this one has no threads of its pool
 
 
-def render(source: str, **variables: Any) -> str:
-    """The text of a template. Raises ValueError, which says why, for one that fails or reaches for what it may not."""
-    try:
-        return _compiled(source).render(**variables)
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-        raise ValueError(f"the chat template fails: {type(error).__name__}: {error}") from error
+def render(source: str, named: str = "the chat template", **variables: Any) -> str:
+    """The text of a template. Raises ValueError, with its name and why, for one that fails, reaches for what it may
+    not, writes too much or does not end. `variables` have to be what JSON can say."""
+    if len(source) > SOURCE:
+        raise ValueError(f"{named} fails: it has {len(source)} characters, more than {SOURCE}")
+    with _lock:
+        pool = _pools.get(os.getpid())
+        if pool is None:
+            options = {"memory": MEMORY, "longest": LONGEST}
+            pool = _pools[os.getpid()] = GraderPool("template", options, workers=1, seconds=SECONDS)
+        late = pool.counts["timeouts"]
+        (text,) = pool.ask([{"source": source, "variables": variables}], SECONDS)
+        if text is None:
+            reason = f"it is not done within {SECONDS:g} s" if pool.counts["timeouts"] > late else pool.last_error
+            raise ValueError(f"{named} fails: {reason}")
+        return text
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled(source: str) -> jinja2.Template:
-    sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    sandbox.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)  # not for HTML here
-    sandbox.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
-    return sandbox.from_string(source)
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def close() -> None:
+    """End the process, if there is one; the next template starts another."""
+    with _lock:
+        pool = _pools.pop(os.getpid(), None)
+    if pool is not None:
+        pool.close()

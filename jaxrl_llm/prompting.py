@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from jaxrl_llm.chat import render
 from jaxrl_llm.published_tokenizer import PublishedTokenizer
+from jaxrl_llm.rewards.templates import fill
 from jaxrl_llm.spec import nearest
 from jaxrl_llm.types import Tokenizer
 
@@ -75,7 +76,10 @@ class Prompting:
     def text(self, question: str) -> str:
         """The prompt as text. Only for a layout that is not `chat`. Raises ValueError for a template that fails."""
         shots = [{"question": asked, "answer": answered} for asked, answered in self.shots]
-        return render(self._source, question=self._asked(question), shots=shots)
+        variables = {"question": self._asked(question), "shots": shots}
+        if self.layout in LAYOUTS:
+            return fill(self._source, variables)
+        return render(self._source, f"the template {self.layout}", **variables)
 
     def ids(self, tokenizer: Tokenizer, question: str) -> list[int]:
         """The tokens of the prompt, what the model expects in front of a text included.

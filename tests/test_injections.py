@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -24,6 +25,15 @@ def test_sums_as_the_library_reads_them_are_noticed():
     assert any("Integer (7340251" in offence for offence in injections.hooked(TEXTS[:3], "--sympy"))
 
 
+def test_rows_that_are_evaluated_and_templates_without_a_sandbox_are_noticed(tmp_path):
+    """A template is code of Jinja's either way: it is known by what it does, a row by being compiled."""
+    template = "{{ cycler.__init__.__globals__.os.popen('touch %s').read() }}" % (tmp_path / "7340251")
+    assert injections.hooked([template]) == []
+    offences = injections.hooked([template, "7340251"], "--open")
+    assert {offence.partition(":")[0] for offence in offences} >= {"compile", "subprocess.Popen"}
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_grader_that_evaluates_is_noticed(tmp_path):
     offences = injections.hooked(payloads(40, 2, str(tmp_path / "7340251-{}"), 9), "--broken")
     assert {offence.partition(":")[0] for offence in offences} >= {"compile", "exec"}
@@ -37,6 +47,9 @@ def test_what_payloads_do_where_they_can_is_seen(tmp_path):
     assert found["files"]
     assert found["connections"]
     assert found["processes"]
+    deadline = time.monotonic() + 10.0
+    while injections.sleeping(end=False) and time.monotonic() < deadline:  # what was killed takes a moment to end
+        time.sleep(0.02)
     assert injections.sleeping(end=False) == 0
 
 

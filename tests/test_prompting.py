@@ -42,7 +42,7 @@ def test_a_template_of_ones_own(tmp_path):
     path.write_text("{% for s in shots %}[{{ s.question }}={{ s.answer }}]{% endfor %}[{{ question }}=")
     assert Prompting(template=str(path), shots=SHOTS).text("3+4") == "[1+1=2][2+3=5][3+4="
     path.write_text("{{ question.__class__.__mro__ }}")
-    with pytest.raises(ValueError, match="template fails: SecurityError"):
+    with pytest.raises(ValueError, match=f"the template {path} fails: SecurityError"):
         Prompting(template=str(path)).text("3+4")
 
 

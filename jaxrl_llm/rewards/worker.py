@@ -172,6 +172,7 @@ GRADERS: dict[str, Callable[[dict[str, Any]], Grader]] = {
     "math_verify": math_verify,
     "reasoning_gym": reasoning_gym,
     "code": lambda options: beside("programs").code(options),
+    "template": lambda options: beside("templates").template(options),
 }
 
 

@@ -1,15 +1,20 @@
-"""Grade texts under an audit hook: {"texts": [...], "datasets": [...]} on the standard input, offences as JSON out.
+"""Grade texts, and read them as rows and as templates, under an audit hook.
+
+The standard input holds {"texts": [...], "datasets": [...]}, and JSON of the offences comes out.
 
 An offence is a text with the mark of payloads that is compiled (into a syntax tree of a sum it may be: see
 `plain_sums`), or a code object made of one that is run; anything unpickled; any process, connection or file made.
-`--broken` grades with a grader that evaluates its answers, `--sympy` reads sums as math-verify does by itself.
+`--broken` grades with a grader that evaluates its answers, `--sympy` reads sums as math-verify does by itself, `--open`
+fills templates in without their sandbox and evaluates rows.
 """
 
+import csv
 import io
 import json
 import pathlib
 import signal
 import sys
+import tempfile
 import types
 
 HERE = pathlib.Path(__file__)
@@ -30,6 +35,7 @@ MAKING += (
     "os.chmod",
 )
 SUM = "<sum>"
+TEMPLATE = "<template>"  # Jinja makes code of a template; what that code may do is for its sandbox
 
 
 def marked(value) -> bool:
@@ -58,15 +64,16 @@ class Hook:
             self.on = True
         if offence:
             self.offences.append(f"{event}: {arguments!r}"[:200])
-            raise PermissionError(event)  # a payload that sleeps would hold everything up
+            if event != "compile":  # whether it would also run is seen when it does
+                raise PermissionError(event)  # a payload that sleeps would hold everything up
 
     def offends(self, event, arguments) -> bool:
         """Whether it must not come of a text."""
         if event == "compile":
             source, file = arguments
-            return marked(source) and file != SUM
+            return marked(source) and file not in (SUM, TEMPLATE)
         if event == "exec":
-            return marked(arguments[0])
+            return arguments[0].co_filename != TEMPLATE and marked(arguments[0])
         if event == "open":
             return isinstance(arguments[1], str) and any(letter in arguments[1] for letter in "wax+")
         return event in MAKING
@@ -89,6 +96,32 @@ def graders(broken: bool, datasets):
         yield lambda text, grade=grade, question=question: grade({"answer": text, "index": 0, "question": question})
 
 
+def readers(texts, folder: pathlib.Path, is_open: bool):
+    """Functions of a text that read it as a row of a file, and as a template."""
+    sys.path.append(str(HERE.parents[2]))
+    import jinja2
+
+    from jaxrl_llm.prompting import Prompting
+    from jaxrl_llm.rewards import templates
+    from jaxrl_llm.tasks import _tables
+
+    if is_open:
+        templates.ImmutableSandboxedEnvironment = jinja2.Environment
+        _tables._parse = lambda text, where: eval(json.loads(text)["prompt"])  # noqa: S307 (what must be noticed)
+    rows, cells = {}, {}
+    for i, text in enumerate(dict.fromkeys(texts)):
+        rows[text], cells[text] = folder / f"{i}.jsonl", folder / f"{i}.csv"
+        rows[text].write_text(json.dumps({"prompt": text, "answer": text}), encoding="utf-8")
+        with cells[text].open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["prompt", "answer", text], [text, text, text]])
+    for files in (rows, cells):
+        yield lambda text, files=files: list(_tables.read_table(str(files[text]), "train", None, ("prompt", "answer")))
+    yield lambda text: templates.fill(text, {"question": text, "shots": [], "messages": [{"content": text}]})
+    prompting = Prompting(template="qa", shots=(("1", "2"),))
+    prompting.text("1")  # compiled
+    yield prompting.text
+
+
 def late(*_):
     raise TimeoutError
 
@@ -100,22 +133,31 @@ def main():
         worker.beside = lambda name: (
             type("Nothing", (), {"install": staticmethod(int)}) if name == "plain_sums" else beside(name)
         )
+    with tempfile.TemporaryDirectory() as folder:
+        broken = "--broken" in sys.argv
+        functions = list(graders(broken, asked["datasets"]))
+        functions += [] if broken else readers(asked["texts"], pathlib.Path(folder), "--open" in sys.argv)
+        print(json.dumps(offences(functions, asked["texts"])))
+
+
+def offences(functions, texts) -> list[str]:
+    """What the hook has against functions of the texts."""
     hook, told = Hook(), io.StringIO()
     signal.signal(signal.SIGALRM, late)
-    for grade in list(graders("--broken" in sys.argv, asked["datasets"])):
-        for text in asked["texts"]:
+    for function in functions:
+        for text in texts:
             out, sys.stdout = sys.stdout, told
             signal.setitimer(signal.ITIMER_REAL, 2.0)
             hook.on = True
             try:
-                grade(text)
+                function(text)
             except Exception as error:
                 told.write(str(error))
             finally:
                 hook.on = False
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 sys.stdout = out
-    print(json.dumps(hook.offences))
+    return hook.offences
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 answers   every payload of `payloads.py` to every grader, those of some reasoning-gym data sets and of programs included
           (a payload is a program like any other there, and runs confined)
 fields    payloads in each field of rows of .csv and .jsonl files, read as tasks, and as chat templates
-hooked    the graders but that of programs in a process with an audit hook: no payload is compiled, unpickled, or runs
+hooked    the graders but that of programs, and the readers of rows and templates, in a process with an audit hook: no
+          payload is compiled, unpickled, or runs
 
 Watched are a folder that is the home, the working and the temporary folder, and where payloads make their files; a
 port on which something listens; and the processes of the machine. With `--broken` one grader evaluates its answers, in

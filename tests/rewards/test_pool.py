@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jaxrl_llm import heartbeat
+from jaxrl_llm import chat, heartbeat
 from jaxrl_llm.rewards import keeper, worker
 from jaxrl_llm.rewards.pool import GraderPool
 
@@ -22,7 +22,8 @@ NO_TROUBLE = {"timeouts": 0, "crashes": 0, "errors": 0, "oversized": 0}
 
 @pytest.fixture
 def hostile(monkeypatch):
-    """Makes pools of the worker that does what the answer says, and closes them."""
+    """Makes pools of the worker that does what the answer says, and closes them; this process has no other then."""
+    chat.close()
     monkeypatch.setattr(keeper, "SCRIPT", HOSTILE)
     monkeypatch.setitem(worker.GRADERS, "hostile", None)
     made = []
