@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import sys
 import textwrap
 from typing import Annotated, Literal
@@ -50,6 +51,7 @@ def train(
     try:
         result = run(config, out, resume=resume, quiet=quiet, keep=keep, deterministic=deterministic)
     except StoppedError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is saved: a late one must not make it look lost
         print(f"jaxrl-llm: {error}", file=sys.stderr)
         sys.exit(error.status)
     except NonFiniteError as error:

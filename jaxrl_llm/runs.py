@@ -148,7 +148,8 @@ class Stop:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request; the second one acts as it always did.
+    """Turn the first SIGINT or SIGTERM into a request. A further SIGTERM changes nothing: launchers send it to each
+    process, and supervisors pass theirs on, while the run saves. A further SIGINT, of a user, acts as it always did.
 
     Outside the main thread signals cannot be caught, and are not.
     """
@@ -159,9 +160,8 @@ def stoppable() -> Iterator[Stop]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def request(number, _):
-        stop.requested = signal.Signals(number).name
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        stop.requested = stop.requested or signal.Signals(number).name
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, request)
