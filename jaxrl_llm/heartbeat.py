@@ -20,6 +20,8 @@ import sys
 import time
 from typing import Any
 
+from jaxrl_llm.writing import writing
+
 
 class Heart:
     """Writes signs of life to a file."""
@@ -39,8 +41,9 @@ class Heart:
         usual = statistics.median(self.durations[stage]) if self.durations[stage] else None
         sign = {"stage": stage, "step": step, "count": self.count, "usual": usual, "begun": self.begun}
         draft = self.path.with_name(self.path.name + ".draft")
-        draft.write_text(json.dumps(sign), encoding="utf-8")
-        os.replace(draft, self.path)
+        with writing(self.path):
+            draft.write_text(json.dumps(sign), encoding="utf-8")
+            os.replace(draft, self.path)
 
 
 _hearts: list[Heart] = []  # of this process: one, or none where nobody watches
