@@ -4,6 +4,7 @@ In a program of several processes nothing else asks: a process with another seed
 sum, and the run goes on with numbers that belong to no configuration.
 """
 
+import importlib.metadata
 import json
 import pathlib
 import platform
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt
 
-from jaxrl_llm import distributed
+from jaxrl_llm import distributed, published
 from jaxrl_llm.config import Config
 from jaxrl_llm.distributed import RankError
 from jaxrl_llm.programs import Programs, drawn
@@ -39,13 +40,13 @@ def odd_one(values: Sequence[Any]) -> tuple[int, Any] | None:
 
 
 def require_equal_start(config: Config, deterministic: bool = False) -> None:
-    """Raise DisagreementError where a process was started with another code, configuration or data."""
+    """Raise DisagreementError where a process was started with other code, configuration, data or weights."""
     if not distributed.several():
         return
     facts = {"code": code_digest(), **versions(), **config.to_json(), **data_digests(config.task)}
-    facts["deterministic"] = deterministic
+    facts |= {"deterministic": deterministic, **file_digests(config.pretrained)}
     every = [json.loads(text) for text in distributed.told(json.dumps(facts))]
-    for name in facts:
+    for name in dict.fromkeys(name for theirs in every for name in theirs):
         found = odd_one([json.dumps(theirs.get(name)) for theirs in every])
         if found:
             rank, usual = found
@@ -64,12 +65,8 @@ def code_digest() -> int:
 
 def versions() -> dict[str, str]:
     """What else computes the numbers."""
-    import flax
-    import optax
-
-    return {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__} | {
-        "optax": optax.__version__
-    }
+    libraries = ("jax", "jaxlib", "flax", "optax")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
 
 
 def data_digests(task: Task) -> dict[str, int]:
@@ -81,6 +78,12 @@ def data_digests(task: Task) -> dict[str, int]:
             crc = zlib.crc32(np.ascontiguousarray(fetch(x)).tobytes(), crc)
         digests[split] = crc
     return digests
+
+
+def file_digests(pretrained: str) -> dict[str, tuple[int, int]]:
+    """Size and crc32 of each file of the model that the run starts from, see `published.digests`."""
+    every = published.digests(pretrained) if pretrained else {}
+    return {f"file {name} of pretrained": digest for name, digest in every.items()}
 
 
 def bits_digest(x: Array) -> UInt[Array, ""]:

@@ -21,7 +21,14 @@ from jaxrl_llm.sharding import parts_here
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, or one that is asked for and is not there or not what was saved."""
+    """A checkpoint that cannot be written, or one that is asked for and is not there or not what was saved.
+
+    `status`: the exit status; a step that is not there was a wrong request, the rest is no fault of the request.
+    """
+
+    def __init__(self, message: str, status: int = 1):
+        super().__init__(message)
+        self.status = status
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,9 +139,8 @@ class Checkpoints:
         steps = self._folders()
         if step is not None:
             if step not in steps:
-                raise CheckpointError(
-                    f"{self.folder} holds no checkpoint of step {step} (there are: {steps or 'none'})"
-                )
+                there = f"there are: {steps or 'none'}"
+                raise CheckpointError(f"{self.folder} holds no checkpoint of step {step} ({there})", status=2)
             return self._read(like, step)
         return self._newest(like)[1]
 

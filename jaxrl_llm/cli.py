@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import sys
 import textwrap
 from typing import Annotated, Literal
@@ -11,7 +12,7 @@ import tyro
 from jaxrl_llm import determinism, recipes, schedules, spec, tasks
 from jaxrl_llm.checkpoint import Keep
 from jaxrl_llm.config import Config
-from jaxrl_llm.distributed import ALONE, Processes, RankError, connect, leave
+from jaxrl_llm.distributed import ALONE, Processes, RankError, connect, exit_status, leave
 from jaxrl_llm.estimators import Question
 from jaxrl_llm.gang import Care
 from jaxrl_llm.sharding import described
@@ -50,6 +51,7 @@ def train(
     try:
         result = run(config, out, resume=resume, quiet=quiet, keep=keep, deterministic=deterministic)
     except StoppedError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is saved: a late one must not make it look lost
         print(f"jaxrl-llm: {error}", file=sys.stderr)
         sys.exit(error.status)
     except NonFiniteError as error:
@@ -235,7 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except (ValueError, OSError) as error:
         print(f"jaxrl-llm: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(exit_status(error))
 
 
 def _join_processes(arguments: list[str]) -> None:

@@ -24,6 +24,8 @@ import threading
 import time
 from typing import Any
 
+from jaxrl_llm.writing import writing
+
 EVERY = 0.25
 """Seconds between two signs in the midst of a stage, at least: whoever gives them does not count its calls."""
 
@@ -62,8 +64,9 @@ class Heart:
         sign = {"stage": self.stage, "step": self.step, "count": self.count, "midway": self.midway}
         sign |= {"usual": usual, "begun": self.begun}
         draft = self.path.with_name(self.path.name + ".draft")
-        draft.write_text(json.dumps(sign), encoding="utf-8")
-        os.replace(draft, self.path)
+        with writing(self.path):
+            draft.write_text(json.dumps(sign), encoding="utf-8")
+            os.replace(draft, self.path)
 
 
 _hearts: list[Heart] = []  # of this process: one, or none where nobody watches

@@ -9,6 +9,7 @@ JSON has no word for NaN and infinities: such a value is written as null, and th
 {"step": 4, "loss": null, "nonfinite": {"loss": "nan"}}. Only `perf/...` may differ between two identical runs.
 """
 
+import contextlib
 import difflib
 import json
 import math
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jaxrl_llm.glossary import meaning
+from jaxrl_llm.writing import WriteError, writing
 
 SAMPLE_KEYS = ("prompt", "answer", "reward", "advantage", "truncated")
 FILES = ("metrics.jsonl", "samples.jsonl")
@@ -77,18 +79,26 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ):
-        self.close()
+        try:
+            self.close()
+        except WriteError:  # of what is under way, which says more, it may be the echo
+            if kind is None:
+                raise
 
     def close(self) -> None:
-        """Flush and close the files."""
-        self._metrics.close()
-        self._samples.close()
-        self._tensorboard.close()
+        """Flush and close the files, all of them whatever happens. Raises WriteError for the first that fails."""
+        with contextlib.ExitStack() as stack:
+            for file in (self._metrics, self._samples):
+                stack.enter_context(writing(file.name))
+                stack.callback(file.close)
+            stack.enter_context(writing(self.folder / "tensorboard"))
+            stack.callback(self._tensorboard.close)
 
     def sync(self) -> None:
         """Wait until the disk has what was logged."""
         for file in (self._metrics, self._samples):
-            os.fsync(file.fileno())
+            with writing(file.name):
+                os.fsync(file.fileno())
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write the row of a step. Values are numbers: Python's, or scalars of numpy or jax.
@@ -183,11 +193,9 @@ def _strict(row: Mapping[str, int | float]) -> dict[str, Any]:
 
 
 def _write(file: Any, row: dict[str, Any]) -> None:
-    try:
+    with writing(file.name):
         file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         file.flush()
-    except OSError as error:
-        raise RunError(f"{file.name} cannot be written: {error.strerror}") from error
 
 
 def _rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -218,9 +226,10 @@ def _cut(path: pathlib.Path, resume_from: int) -> int:
             break
         kept.append(row)
     draft = path.with_name(path.name + ".draft")
-    with open(draft, "wb") as file:
-        for row in kept:
-            _write(file, row)
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    with writing(path):
+        with open(draft, "wb") as file:
+            for row in kept:
+                _write(file, row)
+            os.fsync(file.fileno())
+        os.replace(draft, path)
     return kept[-1]["step"] if kept else 0

@@ -6,6 +6,7 @@ Weights of a folder are safetensors, or an Orbax checkpoint beside its `config.j
 import functools
 import pathlib
 import re
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from jaxrl_llm.published_tokenizer import PublishedTokenizer, load_published
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # of a hub repository; nothing that runs code
+
+BLOCK, BLOCKS = 1 << 20, 64  # bytes, and how many such blocks of a large file are looked at before a run
 
 
 def is_published(name: str) -> bool:
@@ -58,6 +61,29 @@ def tokenizer_of(name: str) -> PublishedTokenizer:
     from jaxrl_llm.policies.hub.gguf_vocabulary import load_gguf_tokenizer
 
     return load_gguf_tokenizer(_gguf(path))
+
+
+def digests(name: str) -> dict[str, tuple[int, int]]:
+    """Size and crc32 of each file that the model is read from, by its name.
+
+    Of a file of more than BLOCKS blocks of BLOCK bytes the crc32 is that of so many blocks, evenly spread from the
+    first, which holds the header, to the last: other weights differ everywhere, and reading all of them twice would
+    take minutes. So a bit that flipped between those blocks is not seen.
+    """
+    path = locate(name)
+    files = [path] if path.is_file() else sorted({file for pattern in WANTED for file in path.glob(pattern)})
+    return {file.name: _digest(file) for file in files if file.is_file()}
+
+
+def _digest(path: pathlib.Path) -> tuple[int, int]:
+    size, crc = path.stat().st_size, 0
+    whole = size <= BLOCKS * BLOCK
+    places = range(0, size, BLOCK) if whole else [i * (size - BLOCK) // (BLOCKS - 1) for i in range(BLOCKS)]
+    with path.open("rb") as file:
+        for place in places:
+            file.seek(place)
+            crc = zlib.crc32(file.read(BLOCK), crc)
+    return size, crc
 
 
 def load(name: str, shardings: Callable[[Any], Any]) -> Any:

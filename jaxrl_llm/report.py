@@ -27,6 +27,7 @@ from jaxrl_llm.report_plots import (
     plot,
     read_runs,
 )
+from jaxrl_llm.writing import writing
 
 MOST_PROMPTS, MOST_ANSWERS = 3, 3
 MOST_CHARACTERS = 1500
@@ -60,7 +61,8 @@ def write_report(folders: Sequence[str | os.PathLike[str]], out: str | os.PathLi
     )
     path = pathlib.Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(page.encode("utf-8", errors="replace"))  # a sample may hold half a surrogate pair
+    with writing(path):
+        path.write_bytes(page.encode("utf-8", errors="replace"))  # a sample may hold half a surrogate pair
     return path
 
 

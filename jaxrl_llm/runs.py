@@ -18,6 +18,7 @@ import numpy as np
 from jaxrl_llm.config import Config
 from jaxrl_llm.json_files import read_json
 from jaxrl_llm.metrics import RunError, run_folder
+from jaxrl_llm.writing import writing
 
 SUMMARY = ("before", "constant_accuracy", "constant_answer", "problems")  # what the end of a run reads of its beginning
 BESIDE = ("versions", "devices", "deterministic")  # what stands in config.json and is no field of Config
@@ -92,10 +93,15 @@ def _read_fields(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all. Raises WriteError, which names it."""
+    _write_whole(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _write_whole(path: pathlib.Path, content: bytes) -> None:
     draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    with writing(path):
+        draft.write_bytes(content)
+        os.replace(draft, path)
 
 
 def read_summary(folder: pathlib.Path) -> dict[str, Any]:
@@ -119,9 +125,7 @@ def write_attempts(folder: pathlib.Path, correct: np.ndarray) -> None:
     content = io.BytesIO()
     np.save(content, correct, allow_pickle=False)
     raw = content.getvalue()
-    draft = folder / "attempts.npy.draft"
-    draft.write_bytes(raw + zlib.crc32(raw).to_bytes(CRC, "little"))
-    os.replace(draft, folder / "attempts.npy")
+    _write_whole(folder / "attempts.npy", raw + zlib.crc32(raw).to_bytes(CRC, "little"))
 
 
 def read_attempts(folder: pathlib.Path) -> np.ndarray:
@@ -148,7 +152,8 @@ class Stop:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request; the second one acts as it always did.
+    """Turn the first SIGINT or SIGTERM into a request. A further SIGTERM changes nothing: launchers send it to each
+    process, and supervisors pass theirs on, while the run saves. A further SIGINT, of a user, acts as it always did.
 
     Outside the main thread signals cannot be caught, and are not.
     """
@@ -159,9 +164,8 @@ def stoppable() -> Iterator[Stop]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def request(number, _):
-        stop.requested = signal.Signals(number).name
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        stop.requested = stop.requested or signal.Signals(number).name
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, request)

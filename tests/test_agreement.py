@@ -1,14 +1,16 @@
 """Processes that do not compute the same thing are found, and the odd one is named."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tiny_hub
 
-from jaxrl_llm import agreement, distributed
+from jaxrl_llm import agreement, distributed, published
 from jaxrl_llm import programs as programs_file
 from jaxrl_llm.agreement import DisagreementError, StepCheck, bits_digest, data_digests, odd_one
 from jaxrl_llm.config import Config, ConfigError, WarmUp
@@ -55,6 +57,58 @@ def test_other_data_has_another_digest():
     truth = {name: x.at[3].add(1) for name, x in task.train.truth.items()}
     other = dataclasses.replace(task, train=dataclasses.replace(task.train, truth=truth))
     assert {name for name, digest in data_digests(other).items() if digest != ours[name]} == {"train"}
+
+
+@pytest.mark.parametrize("deed", ["flip", "cut", "absent", "more"])
+def test_a_process_with_another_weights_file_is_named(deed, tmp_path, monkeypatch):
+    """Parameters that are sharded lie once, so that no step compares them: their files are compared at the start."""
+    ours, theirs = (tiny_hub.write_model(tmp_path / name) for name in ("ours", "theirs"))
+    weights = theirs / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= deed == "flip"
+    weights.write_bytes(content[:-4] if deed == "cut" else content)
+    name = "file model.safetensors of pretrained"
+    if deed == "absent":
+        weights.unlink()
+    if deed == "more":
+        name = "file more.safetensors of pretrained"
+        (theirs / "more.safetensors").write_bytes(content)
+    config = Config(task=addition(digits=1), warmup=WarmUp(max_steps=0))
+    object.__setattr__(config, "pretrained", str(ours))
+    other = agreement.file_digests(str(theirs))
+    monkeypatch.setattr(distributed, "several", lambda: True)
+
+    def told(text):
+        facts = {name: x for name, x in json.loads(text).items() if " of pretrained" not in name}
+        return [text, text, json.dumps(facts | other)]
+
+    monkeypatch.setattr(distributed, "told", told)
+    with pytest.raises(DisagreementError, match=f"process 2 was started with {name} "):
+        agreement.require_equal_start(config)
+
+
+def test_of_a_large_file_blocks_from_its_first_to_its_last_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "BLOCK", 10)
+    monkeypatch.setattr(published, "BLOCKS", 4)
+    seen = {}
+    for size in (40, 100):
+        path = tmp_path / f"{size}.gguf"
+        content = bytearray(range(size))
+        path.write_bytes(content)
+        whole = published.digests(str(path))
+        assert whole.keys() == {path.name}
+        seen[size] = []
+        for place in range(size):
+            content[place] ^= 1
+            path.write_bytes(content)
+            seen[size] += [place] if published.digests(str(path)) != whole else []
+            content[place] ^= 1
+    assert seen[40] == list(range(40))
+    assert seen[100] == [*range(10), *range(30, 40), *range(60, 70), *range(90, 100)]
+
+
+def test_versions_that_compute_the_numbers_are_told():
+    assert set(agreement.versions()) == {"python", "jax", "jaxlib", "flax", "optax"}
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,10 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -144,3 +146,43 @@ def test_the_jobset_restarts_as_a_whole():
         [BASH, "--posix", "-n"], input=container["args"][0], capture_output=True, text=True, check=False
     )
     assert script.returncode == 0, script.stderr
+
+
+JOB = """#!/bin/sh
+printf '%s\\n' "$@" > "$RUNS/words"
+trap 'echo asked >> "$RUNS/words"; sleep 0.3; exit 0' TERM
+echo ready > "$RUNS/ready"
+for i in 1 2 3 4 5 6 7 8 9 10; do [ -e "$RUNS/end" ] && exit "$(cat "$RUNS/end")"; sleep 0.5; done
+exit 9
+"""
+
+
+@pytest.mark.parametrize(
+    ("stopped", "finished", "code", "status"),
+    [(True, False, None, 1), (False, True, "0", 0), (False, False, "0", 1), (False, False, "3", 3)],
+    ids=["stopped", "finished", "ended", "died"],
+)
+def test_a_pod_succeeds_only_where_the_run_is_finished(tmp_path, stopped, finished, code, status):
+    """A stop ends the run with 0, and its pod must not count as one that has succeeded, or nobody starts it again."""
+    job = yaml.safe_load((ROOT / "launch" / "gke_jobset.yaml").read_text())
+    (container,) = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    runs, tool = tmp_path / "runs", tmp_path / "jaxrl-llm"
+    (runs / "first").mkdir(parents=True)
+    (runs / "first" / "config.json").write_text("{}")
+    (runs / "first" / "summary.json").write_text('{"before": {}' + (', "after": {}' if finished else "") + "}")
+    tool.write_text(JOB)
+    tool.chmod(0o755)
+    script = container["args"][0].replace("/runs/", f"{runs}/")
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RUNS": str(runs)}
+    shell = subprocess.Popen([*container["command"], script], env=environment)
+    deadline = time.monotonic() + 30
+    while not (runs / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    if stopped:
+        shell.send_signal(signal.SIGTERM)
+    else:
+        (runs / "end").write_text(code)
+    assert shell.wait(30) == status
+    words = (runs / "words").read_text().split()
+    assert ("--resume" in words, "asked" in words) == (True, stopped)

@@ -19,6 +19,7 @@ LAYERS = {
     "random": 0,
     "spec": 0,
     "json_files": 0,
+    "writing": 0,
     "glossary": 0,
     "advantages": 1,
     "losses": 1,

@@ -2,19 +2,25 @@
 
 import dataclasses
 import json
+import re
 import signal
+import subprocess
+import sys
+import time
 
+import gangs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxrl_llm import recipes, spec, tasks
+from jaxrl_llm import recipes, runs, spec, tasks
 from jaxrl_llm.config import Config, WarmUp
 from jaxrl_llm.glossary import meaning
 from jaxrl_llm.inspect_run import evaluate_run, sample_run
 from jaxrl_llm.journal import NonFiniteError
+from jaxrl_llm.manifest import require_files
 from jaxrl_llm.metrics import RunError, read_metrics, read_samples
 from jaxrl_llm.policies.config import DecoderConfig
 from jaxrl_llm.report import write_report
@@ -154,6 +160,48 @@ def test_a_run_that_is_stopped_in_its_last_report_ends_as_if_nothing_was(tmp_pat
         assert signal.signal(signal.SIGTERM, before) is killed
     assert said == ["it goes on"]
     assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_does_not_interrupt_the_save(tmp_path):
+    """Launchers signal every process of a job, and a supervisor passes on its own: two within 50 ms, and more later."""
+    out, command = tmp_path / "run", [sys.executable, "-m", "jaxrl_llm", "train", *gangs.FLAGS, "--steps", "100000"]
+    program = subprocess.Popen(
+        [*command, "--checkpoint-every", "100000", "--out", str(out)],
+        env=gangs.environment(1),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_bytes().count(b"\n") < 3:
+            assert program.poll() is None, program.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for pause in (0.03, 0.1, 0.1, 0.1, 0.1):
+            program.send_signal(signal.SIGTERM)
+            time.sleep(pause)
+        text, _ = program.communicate(timeout=100)
+    finally:
+        program.kill()
+    assert program.returncode == 0, text
+    (step,) = re.findall(r"SIGTERM: step (\d+) of 100000 is saved", " ".join(text.split()))
+    require_files(out / "checkpoints" / step)
+
+
+def test_a_second_sigint_acts_as_it_always_did():
+    with runs.stoppable() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.requested == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with runs.stoppable() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested == "SIGINT"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_grader_gone_mad_stops_the_run_by_name(tmp_path):
