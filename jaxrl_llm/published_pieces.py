@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SPACE = "▁"  # how pieces spell a space
+LONGEST = 1024  # letters of a piece
 
 
 def piece_bpe(rank: Mapping[str, float | int], ids: Mapping[str, int], unknown: str, *, prefix: bool) -> Any:
@@ -32,6 +33,10 @@ def _merges(rank: Mapping[str, float | int], ids: Mapping[str, int]) -> list[tup
     """Every way to cut a piece into two others, best piece first; of one piece, by the ids of its halves."""
     found = []
     for piece in rank:
+        if len(piece) > LONGEST:  # there are as many ways to cut it as it has letters
+            raise ValueError(
+                f"the piece {piece[:20]!r}... has {len(piece)} letters, and no model's more than {LONGEST}"
+            )
         ways = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
         ways = [pair for pair in ways if pair[0] in rank and pair[1] in rank]
         found += [(rank[piece], ids[a], ids[b], (a, b)) for a, b in ways]

@@ -125,3 +125,44 @@ def test_ids_are_those_of_an_independent_tokenizer(name):
         ids = wanted.encode(text, add_special_tokens=False).ids
         assert found.encode(text) == ids, text
         assert found.decode(ids) == wanted.decode(ids)
+
+
+BYTES = {"tokens": ["<|begin|>", "<|end|>", "a", "b", "ab"], "token_type": [3, 3, 1, 1, 1], "merges": ["a b"]}
+PIECES = {"model": "llama", "tokens": ["<unk>", "</s>", "a", "b", "ab"], "token_type": [2, 3, 1, 1, 1]}
+PIECES |= {"scores": [0.0, 0.0, -1.0, -2.0, -3.0]}
+
+
+def test_the_vocabularies_that_are_damaged_below_are_good():
+    assert load_gguf_tokenizer(Header(**BYTES)).encode("ab") == [4]
+    assert load_gguf_tokenizer(Header(**PIECES, add_space_prefix=False)).encode("ab") == [4]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (BYTES | {"model": "gpt"}, "tokenizer.ggml.model 'gpt' is not known.*gpt2"),
+        (BYTES | {"tokens": None}, "tokenizer.ggml.tokens must be a list of strings"),
+        (BYTES | {"tokens": ["a", "b", "c", "b"]}, "tokenizer.ggml.tokens holds 'b' twice"),
+        (BYTES | {"merges": ["a"]}, "tokenizer.ggml.merges must be a list of pairs"),
+        (BYTES | {"merges": ["a z"]}, "tokenizer.ggml.merges do not suit tokenizer.ggml.tokens: .*`z`"),
+        (BYTES | {"eos_token_id": 5}, r"stops \[5\] lies outside of the vocabulary of 5"),
+        (BYTES | {"eos_token_id": None}, "there must be an EOS token"),
+        (BYTES | {"bos_token_id": 99}, r"bos \[99\] lies outside"),
+        (PIECES | {"scores": None}, "tokenizer.ggml.scores must hold a finite number for each token"),
+        (PIECES | {"scores": [0.0] * 4}, "tokenizer.ggml.scores must hold a finite number for each token"),
+        (PIECES | {"scores": [0.0] * 4 + [float("nan")]}, "tokenizer.ggml.scores must hold a finite number"),
+        (PIECES | {"token_type": [1]}, "tokenizer.ggml.token_type must hold a number for each token"),
+        (PIECES | {"unknown_token_id": 5}, "tokenizer.ggml.unknown_token_id 5 lies outside of the 5 tokens"),
+        (PIECES | {"tokens": ["<unk>", "</s>", "a", "b", "a" * 5000]}, "the piece 'aaaaaaa.* has 5000 letters"),
+    ],
+)
+def test_a_damaged_vocabulary_is_named(fields, words):
+    with pytest.raises(ValueError, match=f"^m.gguf: {words}"):
+        load_gguf_tokenizer(Header(**fields))
+
+
+def test_a_template_that_is_no_text_is_named():
+    header = Header(**BYTES)
+    header.fields["tokenizer.chat_template"] = 7
+    with pytest.raises(ValueError, match=r"m\.gguf: tokenizer\.chat_template must be text, not 7"):
+        load_gguf_tokenizer(header)

@@ -11,10 +11,11 @@ def number(fields: Mapping[str, Any], name: str, default: Any = None, *, kind: t
     if value is None:
         raise ValueError(f"{name} is missing")
     allowed = (int, float) if kind is float else (int,)
-    if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < 2**40:
-        raise ValueError(
-            f"{name} must be a {'positive number' if kind is float else 'positive whole number'}, not {value!r}"
-        )
+    most = 2**40 if kind is float else 2**31  # sizes of arrays, which are indexed by 32 bits
+    if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < most:
+        called = "positive number" if kind is float else "positive whole number"
+        above = f" below {most}" if isinstance(value, int) and value >= most else ""
+        raise ValueError(f"{name} must be a {called}{above}, not {value!r}")
     return value
 
 

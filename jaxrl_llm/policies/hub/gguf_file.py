@@ -73,8 +73,14 @@ class GgufFile:
         self._tensors = {}
 
     def field(self, name: str) -> Any:
-        """A value of the header, None where it is absent. Numbers are float32 there: 1e-5 is read as 1e-5."""
-        value = self._fields[name].contents() if name in self._fields else None
+        """A value of the header, None where it is absent. Numbers are float32 there: 1e-5 is read as 1e-5.
+
+        Raises ValueError, which names the field, for text that is no UTF-8.
+        """
+        try:
+            value = self._fields[name].contents() if name in self._fields else None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is no UTF-8: {error}") from error
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
     def names(self) -> set[str]:

@@ -1,5 +1,7 @@
 """The tokenizer of a GGUF file, as the tokenizer.json that its model was published with."""
 
+import collections
+import math
 from typing import Any
 
 from jaxrl_llm.policies.hub.gguf_file import GgufFile
@@ -28,6 +30,9 @@ def load_gguf_tokenizer(file: GgufFile) -> PublishedTokenizer:
         kind, tokens = file.field("tokenizer.ggml.model"), file.field("tokenizer.ggml.tokens")
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
             raise ValueError("tokenizer.ggml.tokens must be a list of strings")
+        if len(set(tokens)) != len(tokens):
+            twice = collections.Counter(tokens).most_common(1)[0][0]
+            raise ValueError(f"tokenizer.ggml.tokens holds {twice!r} twice")
         if kind == "llama":  # runs of spaces stand in the file as they are typed
             tokens = [SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
         made = _byte_level(file, tokens) if kind == "gpt2" else _pieces(file, tokens) if kind == "llama" else None
@@ -41,9 +46,10 @@ def load_gguf_tokenizer(file: GgufFile) -> PublishedTokenizer:
             "pad": file.field("tokenizer.ggml.padding_token_id"),
         }
         stops = [marks[name] for name in ("eos", "eot") if marks[name] is not None]
-        return PublishedTokenizer(
-            definition=made.to_str(), template=file.field("tokenizer.chat_template"), **ends(stops, marks)
-        )
+        template = file.field("tokenizer.chat_template")
+        if template is not None and not isinstance(template, str):
+            raise ValueError(f"tokenizer.chat_template must be text, not {template!r}")
+        return PublishedTokenizer(definition=made.to_str(), template=template, **ends(stops, marks))
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
 
@@ -64,7 +70,10 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Any:
         raise ValueError("tokenizer.ggml.merges must be a list of pairs")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     pairs = [tuple(m.split(" ")) for m in merges]
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=cut in LLAMA3))
+    try:
+        made = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=cut in LLAMA3))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"tokenizer.ggml.merges do not suit tokenizer.ggml.tokens: {error}") from error
     plain = CUTS[cut] is None
     steps = [pre_tokenizers.Digits(individual_digits=True)] if cut == "smollm" else []
     steps += [] if plain else [pre_tokenizers.Split(Regex(CUTS[cut]), behavior="isolated")]
@@ -79,8 +88,8 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Any:
 def _pieces(file: GgufFile, tokens: list[str]) -> Any:
     """SentencePiece BPE with bytes for what has no piece (Llama 2, Gemma); the merges follow from the scores."""
     scores = file.field("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
-        raise ValueError("tokenizer.ggml.scores must hold a number for each token")
+    if not isinstance(scores, list) or len(scores) != len(tokens) or not all(map(_finite, scores)):
+        raise ValueError("tokenizer.ggml.scores must hold a finite number for each token")
     gemma = file.architecture.startswith("gemma")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     # Gemma's merges come in the order of its vocabulary, whatever its scores say.
@@ -89,9 +98,15 @@ def _pieces(file: GgufFile, tokens: list[str]) -> Any:
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
         raise ValueError("tokenizer.ggml.token_type must hold a number for each token")
     rank = {token: first for token, first, kind in zip(tokens, order, kinds, strict=True) if kind == NORMAL}
-    unknown = tokens[file.field("tokenizer.ggml.unknown_token_id") or 0]
+    unknown = file.field("tokenizer.ggml.unknown_token_id") or 0
+    if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
+        raise ValueError(f"tokenizer.ggml.unknown_token_id {unknown!r} lies outside of the {len(tokens)} tokens")
     prefix = not gemma and file.field("tokenizer.ggml.add_space_prefix") is not False
-    return piece_bpe(rank, vocabulary, unknown, prefix=prefix)
+    return piece_bpe(rank, vocabulary, tokens[unknown], prefix=prefix)
+
+
+def _finite(score: Any) -> bool:
+    return isinstance(score, int | float) and math.isfinite(score)
 
 
 def _add_marks(made: Any, file: GgufFile, tokens: list[str]) -> None:
