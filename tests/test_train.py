@@ -191,17 +191,23 @@ def test_a_second_sigterm_does_not_interrupt_the_save(tmp_path):
 
 
 def test_a_second_sigint_acts_as_it_always_did():
-    with runs.stoppable() as stop:
-        for _ in range(3):
-            signal.raise_signal(signal.SIGTERM)
-        assert stop.requested == "SIGTERM"
-        with pytest.raises(KeyboardInterrupt):
+    def killed(*_):
+        raise AssertionError("nobody listens")
+
+    before = signal.signal(signal.SIGTERM, killed)
+    try:
+        with runs.stoppable() as stop:
+            for _ in range(3):
+                signal.raise_signal(signal.SIGTERM)
+            assert stop.requested == "SIGTERM"
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        with runs.stoppable() as stop:
             signal.raise_signal(signal.SIGINT)
-    with runs.stoppable() as stop:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.requested == "SIGINT"
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.requested == "SIGINT"
+    finally:
+        assert signal.signal(signal.SIGTERM, before) is killed
 
 
 def test_a_grader_gone_mad_stops_the_run_by_name(tmp_path):
