@@ -89,7 +89,7 @@ def test_a_folder_that_holds_another_run_is_refused_by_name(tmp_path, monkeypatc
     settings = made(tmp_path)
     monkeypatch.setattr(script, "train", None)
     folder = settings.runs / "seed0"
-    write_config(folder, settings.config(0))
+    write_config(folder, settings.config(0), {}, False)
     for summary in ({}, {"after": {}}):  # begun, and finished
         write_json(folder / "summary.json", summary)
         for name, other in (("learning_rate", 1e-3), ("task", settings.task.replace("heldout=8", "heldout=7"))):

@@ -246,7 +246,7 @@ DAMAGED = {
     "a changed trunk": ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changes the weights"),
     "no rank": ({"r": 0}, "r must be a positive whole number"),
     "another rank": ({"r": 2}, r"lora_A.weight is of another shape: \[3, 16\] instead of \[2, 16\]"),
-    "a huge rank": ({"r": 2**39}, "is of another shape"),
+    "a huge rank": ({"r": 2**39}, "r must be a positive whole number below"),
     "fewer modules": ({"target_modules": ["q_proj"]}, "have no place in this model"),
     "unknown modules": ({"target_modules": ["q_prj"]}, "did you mean 'q_proj'"),
     "a pattern": ({"target_modules": ".*q"}, "must be a list of names"),
