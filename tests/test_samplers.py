@@ -30,7 +30,7 @@ def programs():
     return Programs(CONFIG)
 
 
-def same(a, b):
+def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
@@ -38,7 +38,7 @@ def test_the_sampler_on_the_device_gives_the_same_rollout_from_outside(programs)
     params = programs.fresh_params()
     outside = copy.copy(programs)
     outside.sampler = on_device(programs.policy)
-    same(outside.sample(params, 2), programs.sample(params, 2))
+    assert_same(outside.sample(params, 2), programs.sample(params, 2))
 
 
 def test_a_lost_answer_is_invalid_whatever_a_grader_says(programs):
@@ -60,7 +60,7 @@ def test_a_lost_answer_is_invalid_whatever_a_grader_says(programs):
     assert (told["prompts"], told["rules"]) == (8, CONFIG.sampling)
     assert told["stopping"].length == task.answer_length
     assert np.argwhere(~np.asarray(rollout.valid)).tolist() == [[3, 1]]
-    same(rollout.version, np.zeros((8, 2), np.int32))
+    assert_same(rollout.version, np.zeros((8, 2), np.int32))
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ the slowest load. Runs as a process of its own: what dies, hangs or asks for muc
 """
 
 import collections
+import functools
 import json
 import pathlib
 import random
@@ -21,6 +22,8 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import tiny
 import tiny_hub
+from gguf_files import write_gguf
+from safetensors.numpy import load_file
 from tokenizers import pre_tokenizers
 
 from jaxrl_llm.policies.config import DecoderConfig
@@ -29,7 +32,6 @@ from jaxrl_llm.policies.hub.config_json import Hub
 from jaxrl_llm.policies.hub.gguf_file import GgufFile
 from jaxrl_llm.policies.hub.gguf_vocabulary import load_gguf_tokenizer
 from jaxrl_llm.policies.hub.load import load_folder, load_open_gguf, save_folder
-from jaxrl_llm.policies.hub.names import places
 from jaxrl_llm.policies.hub.safetensors_files import INDEX, SINGLE
 from jaxrl_llm.published_tokenizer import load_published
 from jaxrl_llm.sharding import MeshShape, make_mesh, state_shardings
@@ -54,43 +56,18 @@ def write_good(root: pathlib.Path) -> dict[str, pathlib.Path]:
         save_folder(root / name, HUB, params)
     (root / "tokenizer").mkdir()
     tiny_hub.write_tokenizer(root / "tokenizer", ["What is 12 + 7? Answer: 19\n", "naïve 日本語"])
+    tensors = load_file(root / "single" / SINGLE)
     for kind in ("gpt2", "llama"):
-        _write_gguf(root / f"{kind}.gguf", root / "single", kind)
+        vocabulary = functools.partial(_add_vocabulary, kind)
+        write_gguf(root / f"{kind}.gguf", HUB, tensors, gguf.GGMLQuantizationType.Q8_0, vocabulary=vocabulary)
     return {name: root / name for name in ("cut", "single", "tokenizer", "gpt2.gguf", "llama.gguf")}
 
 
-def _write_gguf(path: pathlib.Path, folder: pathlib.Path, vocabulary: str) -> None:
-    """The same model, with quantised weights and a vocabulary."""
-    from safetensors.numpy import load_file
-
-    tensors, write = load_file(folder / SINGLE), gguf.GGUFWriter(path, "llama")
-    write.add_block_count(1)
-    write.add_context_length(64)
-    write.add_embedding_length(CONFIG.width)
-    write.add_feed_forward_length(CONFIG.mlp_width)
-    write.add_head_count(CONFIG.heads)
-    write.add_head_count_kv(CONFIG.kv_heads)
-    write.add_layer_norm_rms_eps(CONFIG.norm_eps)
-    write.add_rope_dimension_count(CONFIG.head_size)
-    _add_vocabulary(write, vocabulary)
-    for place in places(CONFIG).values():
-        tensor = tensors[place.tensor.format(0)]
-        if "attn_q" in place.gguf or "attn_k" in place.gguf:  # pairs of a head stand side by side in these files
-            heads = tensor.shape[0] // CONFIG.head_size
-            tensor = tensor.reshape(heads, 2, CONFIG.head_size // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
-        kind = gguf.GGMLQuantizationType.Q8_0 if tensor.ndim == 2 else gguf.GGMLQuantizationType.F32
-        write.add_tensor(place.gguf.format(0), gguf.quantize(tensor, kind), raw_dtype=kind)
-    write.write_header_to_file()
-    write.write_kv_data_to_file()
-    write.write_tensors_to_file()
-    write.close()
-
-
-def _add_vocabulary(write, kind):
+def _add_vocabulary(kind, write, hub):
     words = ["th", "the", "in", "an", "and", "er", "on"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet()) if kind == "gpt2" else [f"<0x{i:02X}>" for i in range(256)]
     tokens = [*MARKS, *letters, *words, *("▁thenaiodr" if kind == "llama" else "")]
-    tokens += [f"[{i}]" for i in range(HUB.vocab_size - len(tokens))]
+    tokens += [f"[{i}]" for i in range(hub.vocab_size - len(tokens))]
     write.add_tokenizer_model(kind)
     write.add_token_list(tokens)
     write.add_token_types([3 if token in MARKS else 1 for token in tokens])

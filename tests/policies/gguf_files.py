@@ -34,14 +34,25 @@ def stretched_llama3(size, rope: Rope):
     return np.asarray(out, np.float32)
 
 
-def write_gguf(path, hub, tensors, kind=gguf.GGMLQuantizationType.F32, fields=()):
+def bare_vocabulary(write, hub):
+    """Names of tokens alone: no text can be spelled with it."""
+    write.add_tokenizer_model("gpt2")
+    write.add_token_list([f"<{i}>" for i in range(hub.vocab_size)])
+    write.add_bos_token_id(hub.bos)
+    write.add_eos_token_id(hub.eos[0])
+    write.add_pad_token_id(hub.pad)
+
+
+def write_gguf(path, hub, tensors, kind=gguf.GGMLQuantizationType.F32, fields=(), vocabulary=bare_vocabulary):
     """Write tensors, by their names in Hugging Face's files, matrices in `kind`; further integer `fields`.
 
-    tensors  float32, or (bytes, kind) as they shall stand in the file
+    tensors     float32, or (bytes, kind) as they shall stand in the file
+    vocabulary  adds the fields of a tokenizer
     """
     c, arch = hub.config, ARCHITECTURES[hub.family]
     write = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
     _describe(write, hub)
+    vocabulary(write, hub)
     for name, value in fields:
         write.add_uint32(name, value) if isinstance(value, int) else write.add_float32(name, value)
     names = gguf.get_tensor_name_map(arch, c.layers)
@@ -90,8 +101,3 @@ def _describe(write, hub):
         write.add_attn_logit_softcapping(c.attention_cap)
     if c.logit_cap:
         write.add_final_logit_softcapping(c.logit_cap)
-    write.add_tokenizer_model("gpt2")
-    write.add_token_list([f"<{i}>" for i in range(hub.vocab_size)])
-    write.add_bos_token_id(hub.bos)
-    write.add_eos_token_id(hub.eos[0])
-    write.add_pad_token_id(hub.pad)

@@ -45,7 +45,7 @@ def cut(tmp_path, params, monkeypatch):
     return tmp_path, json.loads((tmp_path / INDEX).read_text())
 
 
-def refused(folder, words, kind=ValueError):
+def assert_refused(folder, words, kind=ValueError):
     with pytest.raises(kind, match=words) as caught:
         load_folder(folder, shardings)
     assert str(folder) in str(caught.value)
@@ -66,13 +66,13 @@ def test_files_beside_the_index_are_let_be(cut, params):
 def test_a_shard_that_is_missing_is_named(cut):
     folder, index = cut
     (folder / index["weight_map"][GATE]).unlink()
-    refused(folder, f"there is no file .*{index['weight_map'][GATE]}", FileNotFoundError)
+    assert_refused(folder, f"there is no file .*{index['weight_map'][GATE]}", FileNotFoundError)
 
 
 def test_a_shard_that_is_damaged_is_named(cut):
     folder, index = cut
     (folder / index["weight_map"][GATE]).write_bytes(b"\xff" * 100)
-    refused(folder, f"{index['weight_map'][GATE]} is no readable safetensors file")
+    assert_refused(folder, f"{index['weight_map'][GATE]} is no readable safetensors file")
 
 
 def test_a_tensor_in_another_shard_than_the_index_says_is_named(cut):
@@ -80,14 +80,14 @@ def test_a_tensor_in_another_shard_than_the_index_says_is_named(cut):
     other = next(file for file in index["weight_map"].values() if file != index["weight_map"][GATE])
     index["weight_map"][GATE] = other
     (folder / INDEX).write_text(json.dumps(index))
-    refused(folder, f"{INDEX} says that {GATE} is in {other}, where it is not")
+    assert_refused(folder, f"{INDEX} says that {GATE} is in {other}, where it is not")
 
 
 def test_a_tensor_that_no_shard_has_is_named(cut):
     folder, index = cut
     index["weight_map"]["model.ghost"] = index["weight_map"][GATE]
     (folder / INDEX).write_text(json.dumps(index))
-    refused(folder, f"{INDEX} says that model.ghost is in .*, where it is not")
+    assert_refused(folder, f"{INDEX} says that model.ghost is in .*, where it is not")
 
 
 def test_a_tensor_that_the_index_forgets_is_read_where_it_is(cut, params):
@@ -104,7 +104,7 @@ def test_a_tensor_in_two_shards_is_refused(cut):
     own = index["weight_map"][GATE]
     other = min(set(index["weight_map"].values()) - {own})
     save_file(load_file(folder / other) | {GATE: np.zeros((48, 32), np.float32)}, folder / other)
-    refused(folder, f"{GATE} stands in {min(other, own)} and in {max(other, own)}$")
+    assert_refused(folder, f"{GATE} stands in {min(other, own)} and in {max(other, own)}$")
 
 
 @pytest.mark.parametrize(
@@ -125,12 +125,12 @@ def test_a_tensor_in_two_shards_is_refused(cut):
 )
 def test_a_wrong_index_is_named(content, words, cut):
     (cut[0] / INDEX).write_text(content)
-    refused(cut[0], words, (ValueError, OSError))
+    assert_refused(cut[0], words, (ValueError, OSError))
 
 
 def test_a_folder_without_weights_is_named(folder):
     (folder / SINGLE).unlink()
-    refused(folder, f"there is no file .*{SINGLE}", FileNotFoundError)
+    assert_refused(folder, f"there is no file .*{SINGLE}", FileNotFoundError)
 
 
 CHANGES = {
@@ -166,7 +166,7 @@ def test_wrong_tensors_are_named(case, folder):
     tensors = load_file(folder / SINGLE)
     change(tensors)
     save_file(tensors, folder / SINGLE)
-    refused(folder, words)
+    assert_refused(folder, words)
 
 
 def test_what_old_files_hold_beside_is_not_read(folder, params):
