@@ -42,14 +42,14 @@ def bare(path, tree):
     return path
 
 
-def same(found, wanted):
+def assert_same(found, wanted):
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 def test_a_bare_tree_comes_back_in_parts(tmp_path):
     wanted = parameters()
     found = load_orbax(bare(tmp_path / "tree", wanted), HUB, in_parts)
-    same(found, wanted)
+    assert_same(found, wanted)
     assert len(found["blocks"]["query"].sharding.device_set) == 8
     assert found["blocks"]["query"].addressable_shards[0].data.size == wanted["blocks"]["query"].size // 8
 
@@ -61,27 +61,25 @@ def test_a_training_state_gives_its_parameters_and_of_several_steps_the_newest(t
         store.save(10, state(10))
         store.wait()
     for place, seed in (("run", 10), ("run/checkpoints", 10), ("run/checkpoints/9", 9)):
-        same(load_orbax(tmp_path / place, HUB, in_parts), parameters(seed))
+        assert_same(load_orbax(tmp_path / place, HUB, in_parts), parameters(seed))
     save_folder(tmp_path / "out", HUB, load_orbax(str(tmp_path / "run"), HUB, in_parts))
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_a_folder_with_a_checkpoint_in_place_of_safetensors_is_a_published_model(tmp_path):
-    wanted = parameters()
-    save_folder(tmp_path, HUB, wanted)
-    in_safetensors = published.load(str(tmp_path), in_parts)
-    bare(tmp_path / "5", wanted)
-    same(published.load(str(tmp_path), in_parts), in_safetensors)
+    save_folder(tmp_path, HUB, parameters(0))
+    bare(tmp_path / "5", parameters(1))
+    assert_same(published.load(str(tmp_path), in_parts), parameters(0))
     for path in tmp_path.glob("*.safetensors*"):
         path.unlink()
-    same(published.load(str(tmp_path), in_parts), wanted)
+    assert_same(published.load(str(tmp_path), in_parts), parameters(1))
 
 
 def test_half_precision_is_read_as_float32(tmp_path):
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parameters())
     found = load_orbax(bare(tmp_path / "tree", halves), HUB, in_parts)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
-    same(found, jax.tree.map(lambda x: x.astype(jnp.float32), halves))
+    assert_same(found, jax.tree.map(lambda x: x.astype(jnp.float32), halves))
 
 
 def damaged(change):
