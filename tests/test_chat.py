@@ -46,7 +46,7 @@ def test_no_template_takes_all_time_or_memory(name, tmp_path):
     start = time.monotonic()
     with pytest.raises(ValueError, match=f"the template {file} fails: "):
         Prompting(template=str(file)).text("3+4")
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 20  # and not for ever
     assert chat.render("{{ a }}!", a="well") == "well!"
 
 
