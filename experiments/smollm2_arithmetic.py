@@ -168,7 +168,8 @@ def run_seed(settings: Settings, seed: int, folder: pathlib.Path) -> dict[str, A
     begun = distributed.any_process((folder / "config.json").exists())
     if begun:
         distributed.together(lambda: check_folder(config, folder, resume=True))
-    if distributed.any_process("after" in read_summary(folder)):  # a run that came to nothing has a report too
+    # A run that came to nothing has a report too; one that has saved nothing yet has no summary.
+    if distributed.any_process((folder / "summary.json").exists() and "after" in read_summary(folder)):
         programs, params, _ = load_run(folder)
     else:
         params = train(config, folder, resume=begun).params

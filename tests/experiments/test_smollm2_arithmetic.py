@@ -85,6 +85,22 @@ def test_every_model_and_task_has_a_folder_of_its_own():
     assert script.Settings(model="a/m", out=pathlib.Path("x")).runs == pathlib.Path("x")
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_that_is_not_finished_is_trained(begun, tmp_path, monkeypatch):
+    """Before it begins, and when it ended before its first checkpoint: there is no summary then."""
+    settings = made(tmp_path)
+    folder = settings.runs / "seed0"
+    if begun:
+        write_config(folder, settings.config(0), {}, False)
+
+    def train(config, out, resume):
+        raise InterruptedError(f"{out}, {resume}")
+
+    monkeypatch.setattr(script, "train", train)
+    with pytest.raises(InterruptedError, match=f"{folder}, {begun}"):
+        script.run(settings)
+
+
 def test_a_folder_that_holds_another_run_is_refused_by_name(tmp_path, monkeypatch):
     settings = made(tmp_path)
     monkeypatch.setattr(script, "train", None)
