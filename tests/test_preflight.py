@@ -104,6 +104,9 @@ def test_a_warm_up_is_looked_at_first_and_has_moments_of_all_parameters(rank, mo
     need = next(preflight._needs(programs, evaluator_of(programs), 0))
     assert need.phase == "warm-up"
     assert need.stays == sum(x.nbytes for x in jax.tree.leaves((state, programs.problems)))
+    COMPILED.clear()
+    jax.block_until_ready(programs.imitate(state, 1))
+    assert "_imitate_step" not in {name.removeprefix("jit(").removesuffix(")") for name in COMPILED}
     with pytest.raises(ConfigError, match=r"memory: warm-up needs .* and problems\): lower warmup.batch=64 to about 3"):
         require_room(programs, evaluator_of(programs), int(need.stays + need.own / 2))
 
